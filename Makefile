@@ -1,0 +1,47 @@
+# make demo and make test do all of their own set-up, in .venv, and reuse it the next time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+CHECKED := src tests scripts setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-trl-versions style quality benchmark clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
+
+# torch by its exact pin before the rest: a range may bring a different build.
+$(INSTALLED): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(grep ^torch== constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+install: $(INSTALLED) ## Make .venv with the tested versions
+
+demo: $(INSTALLED) ## Train a tiny model with CFPO on this machine's CPU: 3 minutes, a table and a plot
+	$(BIN)/python scripts/demo.py
+
+test: $(INSTALLED) quality ## Run all tests, the slow ones too
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED) ## Run the quick tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-trl-versions: $(INSTALLED) ## Run the loss tests on the oldest, the newest and some TRL versions between
+	$(BIN)/python -m pytest tests/test_trl_versions.py
+
+benchmark: $(INSTALLED) ## CFPO against GRPO: step time and peak memory, and the soft clip against the clamp
+	$(BIN)/python scripts/benchmark.py
+
+style: $(INSTALLED) ## Format the code
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+quality: $(INSTALLED) ## Check format and lint
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+
+clean: ## Remove environments and runs
+	rm -rf $(VENV) .venvs runs

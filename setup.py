@@ -1,0 +1,61 @@
+"""Packaging of cfpo_trl. The exact versions that the tests run with stand in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "peft": ["peft>=0.18"],
+    "vllm": ["vllm>=0.17,<0.32"],  # what TRL 1.16 accepts
+    "deepspeed": ["deepspeed>=0.18"],
+    "plots": ["matplotlib>=3.9"],
+    "tasks": ["reasoning-gym>=0.1.25"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["peft"],
+    *EXTRAS["plots"],
+    *EXTRAS["tasks"],
+    "hypothesis>=6.100",
+    "pytest>=8.3",
+    "ruff>=0.14",
+]
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+
+version = next(
+    line.split('"')[1]
+    for line in Path("src/cfpo_trl/__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="cfpo_trl",
+    version=version,
+    description="Clipping-Free Policy Optimization (CFPO) for TRL: GRPO without the clip",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"cfpo_trl": ["py.typed"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.0,<6",
+        "trl>=1.0,<1.17",  # tests/test_trl_versions.py runs the oldest, the newest and some between
+        "accelerate>=1.4",
+        "datasets>=4.7",
+        "math-verify>=0.9,<0.10",
+        "packaging>=24",
+    ],
+    extras_require=EXTRAS,
+    keywords=["reinforcement learning", "language models", "GRPO", "PPO", "CFPO", "TRL", "RLHF"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

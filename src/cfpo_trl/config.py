@@ -1,0 +1,66 @@
+"""CFPOConfig: GRPO's configuration, with what CFPO reads differently, and the check for what it cannot train."""
+
+from dataclasses import dataclass, field
+
+import trl
+from packaging.version import Version
+from trl import GRPOConfig
+
+from .objective import check_epsilon
+
+CLIPPED_LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+LIGER_SEAM = Version("1.14")  # from here on TRL computes the loss in _compute_loss also with Liger's kernels
+
+
+@dataclass
+class CFPOConfig(GRPOConfig):
+    """Configuration of [`CFPOTrainer`]: every option of TRL's `GRPOConfig`, and no new hyperparameter.
+
+    Two options have another meaning, because CFPO penalises where GRPO clips:
+
+    Args:
+        epsilon (`float`, defaults to `0.2`): Width ε of the trust region; the penalty on the ratio r is
+            |A| / (2ε)·(r − 1)² (https://arxiv.org/abs/2601.22801). The objective's optimum is r = 1 ± ε.
+        epsilon_high (`float`, *optional*): Width where r > 1, then `epsilon` is the one where r < 1.
+            Default: `epsilon` on both sides.
+
+    `loss_type` chooses how TRL aggregates the per-token losses, one of grpo, bnpo, dr_grpo, dapo, luspo.
+    [`CFPOTrainer`] refuses what has no clip to replace: see [`check_config`].
+    """
+
+    epsilon: float = field(
+        default=0.2,
+        metadata={"help": "Width of CFPO's trust region: the penalty on the ratio r is |A| / (2 epsilon) (r - 1)^2."},
+    )
+    epsilon_high: float | None = field(
+        default=None,
+        metadata={
+            "help": "Width of CFPO's trust region where the ratio is above 1; `epsilon` is then the width below 1. "
+            "If not specified, `epsilon` holds on both sides."
+        },
+    )
+
+
+def check_config(args: GRPOConfig) -> None:
+    """Raises a `ValueError` that names the value, the rule and the fix for what CFPO cannot train with.
+
+    Refused: a `loss_type` without a clip (cispo, sapo, vespo), two-sided clipping (`delta`), `use_liger_kernel` on
+    TRL < 1.14, whose fused loss clips inside the kernel, and an epsilon that is not finite or not above 0.
+    """
+    if args.loss_type not in CLIPPED_LOSS_TYPES:
+        raise ValueError(
+            f"loss_type={args.loss_type!r} has no clip to replace; use one of {', '.join(CLIPPED_LOSS_TYPES)}."
+        )
+    if args.delta is not None:
+        raise ValueError(
+            f"delta={args.delta} clips the ratio a second time (two-sided clipping), and CFPO has no clip; remove it: "
+            "the penalty bounds the objective on both sides already."
+        )
+    if args.use_liger_kernel and Version(trl.__version__) < LIGER_SEAM:
+        raise ValueError(
+            f"use_liger_kernel=True computes a clipped loss inside Liger's kernel on TRL {trl.__version__}; "
+            f"upgrade to trl>={LIGER_SEAM}, or set use_liger_kernel=False."
+        )
+    check_epsilon("epsilon", args.epsilon)
+    if args.epsilon_high is not None:
+        check_epsilon("epsilon_high", args.epsilon_high)

@@ -1,0 +1,164 @@
+"""CFPOTrainer: TRL's GRPOTrainer with the soft clip in place of the clip, and the metrics of the trust region."""
+
+import math
+import textwrap
+from typing import Any
+
+import torch
+import trl
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer
+
+from .config import CFPOConfig, check_config
+from .objective import soft_clip
+
+
+class SoftClip:
+    """The soft clip for one batch: called with the ratio in place of `torch.clamp`, and keeps what the metrics need.
+
+    Args:
+        advantages: `(B,)`, or `(B, T)` where a subclass gives one per token.
+        mask: `(B, T)`, nonzero at the tokens that the loss counts.
+        epsilon_low: Trust-region width where the ratio is below 1.
+        epsilon_high: Trust-region width where the ratio is above 1.
+    """
+
+    def __init__(self, advantages: Tensor, mask: Tensor, epsilon_low: float, epsilon_high: float):
+        self.advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+        self.mask = mask
+        self.epsilon_low, self.epsilon_high = epsilon_low, epsilon_high
+        self.calls = 0
+
+    def __call__(self, ratio: Tensor) -> Tensor:
+        self.calls += 1
+        advantages = self.advantages
+        if ratio.shape == self.mask.shape:
+            # Padding was never sampled, so nothing bounds its ratio: keep an overflowing penalty out of inf·0.
+            advantages = advantages * self.mask
+        clipped = soft_clip(ratio, advantages, self.epsilon_low, self.epsilon_high)
+        self.ratio, self.clipped = ratio.detach(), clipped.detach()
+        return clipped
+
+
+class SoftClipEpsilon(float):
+    """An ε whose bounds `1 - ε` and `1 + ε` make `torch.clamp` run the soft clip; elsewhere it is a plain number.
+
+    `torch.clamp` hands the call over by PyTorch's protocol for arguments that are not tensors,
+    https://docs.pytorch.org/docs/stable/notes/extending.html#extending-torch-python-api.
+    """
+
+    def __new__(cls, value: float, clip: SoftClip) -> "SoftClipEpsilon":
+        self = super().__new__(cls, value)
+        self.clip = clip
+        return self
+
+    def __rsub__(self, one: float) -> "SoftClipEpsilon":
+        return SoftClipEpsilon(one - float(self), self.clip)
+
+    def __radd__(self, one: float) -> "SoftClipEpsilon":
+        return SoftClipEpsilon(one + float(self), self.clip)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.clamp and len(args) == 3:
+            ratio, low, _ = args
+            return low.clip(ratio)
+        return func(*(float(arg) if isinstance(arg, cls) else arg for arg in args), **(kwargs or {}))
+
+
+class CFPOTrainer(GRPOTrainer):
+    """Trains with Clipping-Free Policy Optimization (https://arxiv.org/abs/2601.22801); a drop-in `GRPOTrainer`.
+
+    Takes the arguments of [`~trl.GRPOTrainer`] and keeps all of its features: the loss is TRL's own, with the clip of
+    the ratio replaced by [`~cfpo_trl.soft_clip`]. `args` is a [`CFPOConfig`] or a plain `GRPOConfig`.
+
+    Logs, averaged over the real tokens of all processes, in training and in evaluation: `cfpo/tv`, `cfpo/penalty`,
+    `cfpo/outside`, `cfpo/ratio_min` and `cfpo/ratio_max`, beside all that `GRPOTrainer` logs.
+
+    Raises:
+        ValueError: before any model is loaded, where the configuration has no clip to replace or an epsilon is
+            invalid; see [`~cfpo_trl.config.check_config`].
+        RuntimeError: at the first loss, where the installed TRL no longer clips in the way that this trainer replaces.
+
+    Example:
+
+        >>> trainer = CFPOTrainer("Qwen/Qwen2.5-1.5B-Instruct", reward_funcs=accuracy_reward, train_dataset=dataset)
+        >>> trainer.train()
+    """
+
+    _tag_names = ["trl", "cfpo"]
+    _name = "CFPO"
+    _paper = {
+        "title": "Clipping-Free Policy Optimization for Large Language Models",
+        "id": "2601.22801",
+        "citation": textwrap.dedent("""\
+            @article{cagatan2026cfpo,
+                title        = {{Clipping-Free Policy Optimization for Large Language Models}},
+                author       = {{\\"O}mer Veysel {\\c{C}}a{\\u{g}}atan and Bar{\\i}{\\c{s}} Akg{\\"u}n and G{\\"o}zde G{\\"u}l {\\c{S}}ahin and Xuandong Zhao},
+                year         = 2026,
+                eprint       = {arXiv:2601.22801},
+            }"""),  # noqa: E501
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        *positional: Any,
+        **keywords: Any,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else model.config._name_or_path
+            args = CFPOConfig(f"{model_name.split('/')[-1]}-CFPO")
+        check_config(args)
+        super().__init__(model, reward_funcs, args, *positional, **keywords)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """GRPO's loss with the soft clip in place of the clip, for one batch; a scalar.
+
+        Raises:
+            RuntimeError: the soft clip did not run exactly once, so the installed TRL is not supported.
+        """
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        epsilons = self.epsilon_low, self.epsilon_high
+        clip = SoftClip(inputs["advantages"], mask, *epsilons)
+        self.epsilon_low, self.epsilon_high = (SoftClipEpsilon(epsilon, clip) for epsilon in epsilons)
+        try:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.epsilon_low, self.epsilon_high = epsilons
+        if clip.calls != 1:
+            raise RuntimeError(
+                f"GRPOTrainer of TRL {trl.__version__} ran CFPO's soft clip {clip.calls} times in one loss instead of "
+                "once, so its loss is not CFPO's. Install a TRL version that cfpo_trl supports: trl>=1.0,<1.17."
+            )
+        self._log_trust_region(clip)
+        return loss
+
+    @torch.no_grad()
+    def _log_trust_region(self, clip: SoftClip) -> None:
+        counted = clip.mask.bool() if clip.ratio.shape == clip.mask.shape else torch.ones_like(clip.ratio).bool()
+        penalty = ((clip.ratio - clip.clipped) * clip.advantages)[counted.expand_as(clip.clipped)]
+        ratio = clip.ratio[counted].float()
+        outside = (ratio < 1 - clip.epsilon_low) | (ratio > 1 + clip.epsilon_high)
+        sums = torch.stack([(ratio - 1).abs().sum() / 2, penalty.sum(), outside.sum(), counted.sum()])
+        low, high = ratio.aminmax() if len(ratio) else (sums.new_tensor(math.inf), sums.new_tensor(-math.inf))
+
+        tv, penalty, outside, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+        low, minus_high = self.accelerator.gather(torch.stack([low, -high])).view(-1, 2).amin(dim=0).tolist()
+        if tokens == 0:  # every completion was cut off and masked
+            return
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["cfpo/tv"].append(tv / tokens)
+        metrics["cfpo/penalty"].append(penalty / tokens)
+        metrics["cfpo/outside"].append(outside / tokens)
+        metrics["cfpo/ratio_min"].append(low)
+        metrics["cfpo/ratio_max"].append(-minus_high)
