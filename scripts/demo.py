@@ -122,9 +122,7 @@ def main() -> None:
     for name, sample in (("sampled (T = 1)", True), ("greedy", False)):
         before, after = (accuracy(checkpoint, held_out, sample) for checkpoint in (RUN / "start", trained))
         print(f"{name:<22}{before:>8.3f}{after:>8.3f}")
-    print(
-        f"\ncheckpoint  {trained}\nlog         {trained / 'trainer_state.json'}\nplot        {trained / 'training.png'}"
-    )
+    print(f"\ncheckpoint, log and plot: {trained}/ (model.safetensors, trainer_state.json, training.png)")
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import trl
@@ -87,9 +87,9 @@ class CFPOTrainer(GRPOTrainer):
         >>> trainer.train()
     """
 
-    _tag_names = ["trl", "cfpo"]
+    _tag_names: ClassVar[list[str]] = ["trl", "cfpo"]
     _name = "CFPO"
-    _paper = {
+    _paper: ClassVar[dict[str, str]] = {
         "title": "Clipping-Free Policy Optimization for Large Language Models",
         "id": "2601.22801",
         "citation": textwrap.dedent("""\
