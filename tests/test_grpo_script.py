@@ -60,7 +60,7 @@ def test_one_recipe_trains_both_objectives(recipe, tmp_path):
     ("arguments", "message"),
     [
         (["--loss_type", "sapo"], "loss_type='sapo' has no clip to replace"),
-        (["--reward_funcs", "bleu"], r"reward_funcs=\['bleu'\] must name some of: exact_match"),
+        (["--reward_funcs", "bleu"], "reward_funcs has 'bleu', which is no reward: use some of accuracy"),
     ],
 )
 def test_refused(recipe, arguments, message):

@@ -3,71 +3,195 @@
 accelerate launch src/cfpo_trl/grpo.py --config recipes/demo/config_cfpo.yaml
 """
 
+import json
+import logging
+import os
+import sys
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from datasets import load_dataset
-from trl import GRPOTrainer, ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+import transformers
+from transformers import AutoProcessor
+from transformers.trainer_utils import get_last_checkpoint
+from trl import (
+    DatasetMixtureConfig,
+    GRPOTrainer,
+    ModelConfig,
+    TrlParser,
+    get_peft_config,
+    get_quantization_config,
+)
 
 from cfpo_trl import CFPOConfig, CFPOTrainer
 from cfpo_trl.config import check_config
-from cfpo_trl.rewards import exact_match_reward
+from cfpo_trl.data import DataArguments, load_splits, opens_think, prepare, render, select_split
+from cfpo_trl.interrupt import SaveOnSignal
+from cfpo_trl.rewards.registry import NEED_SOLUTION, NEED_THINK_OPENED, REWARDS, check_rewards, load_reward
+
+logger = logging.getLogger("cfpo_trl")
 
 TRAINERS = {"cfpo": CFPOTrainer, "grpo": GRPOTrainer}
-REWARDS = {"exact_match": exact_match_reward}
 
 
 @dataclass
-class CFPOScriptArguments(ScriptArguments):
-    """What the script needs beside TRL's dataset, model and training arguments.
+class CFPOScriptArguments(DataArguments):
+    """What the script needs beside the data, model and training arguments.
 
     Args:
         objective (`str`, defaults to `"cfpo"`): `cfpo` penalises the ratio, `grpo` clips it; all else stays equal.
-        reward_funcs (`list[str]`): Names of the reward functions; their weighted sum is the reward.
+        reward_funcs (`list[str]`): Names of reward functions, or dotted import paths; their sum, weighted by
+            `reward_weights`, is the reward.
+        reward_parameters (`dict`, *optional*): Parameters of reward functions, by name.
     """
 
     objective: Literal["cfpo", "grpo"] = field(
         default="cfpo", metadata={"help": "`cfpo` penalises the ratio, `grpo` clips it; all else stays equal."}
     )
     reward_funcs: list[str] = field(
-        default_factory=list, metadata={"help": f"Names of the reward functions: {', '.join(REWARDS)}."}
+        default_factory=list,
+        metadata={"help": f"Names of reward functions ({', '.join(REWARDS)}), or dotted import paths."},
+    )
+    reward_parameters: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Parameters of reward functions, by name."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.objective not in TRAINERS:
             raise ValueError(f"objective={self.objective!r} is unknown; use one of {', '.join(TRAINERS)}.")
-        if not self.reward_funcs or not set(self.reward_funcs) <= set(REWARDS):
-            raise ValueError(f"reward_funcs={self.reward_funcs} must name some of: {', '.join(REWARDS)}.")
+        if isinstance(self.reward_parameters, str):  # from the command line
+            self.reward_parameters = json.loads(self.reward_parameters)
+        check_rewards(self.reward_funcs, self.reward_parameters or {})
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = TrlParser((CFPOScriptArguments, CFPOConfig, ModelConfig))
-    script_args, training_args, model_args = parser.parse_args_and_config(arguments)
+    # Parse, and check all that needs no data and no model
+    parser = TrlParser((CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig))
+    script_args, training_args, model_args, mixture = parser.parse_args_and_config(arguments)
     if script_args.objective == "cfpo":
         check_config(training_args)
+    log_setup(script_args, training_args, model_args)
+    checkpoint = find_checkpoint(training_args)
 
-    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    # Data
+    splits = load_splits(script_args, mixture)
+    train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
+    evaluate = training_args.eval_strategy != "no"
+    eval_dataset = select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluate else None
+    trust_remote_code = getattr(training_args, "trust_remote_code", False)
+    processor = AutoProcessor.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        padding_side="left",
+        trust_remote_code=trust_remote_code,
+    )
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if script_args.chat_template:
+        tokenizer.chat_template = read_template(script_args.chat_template)
+    needs_solution = [name for name in script_args.reward_funcs if name in NEED_SOLUTION]
+    needs_mathematics = any(name != "exact_match" for name in needs_solution)
+    train_dataset, eval_dataset = (
+        dataset and prepare(dataset, script_args, tokenizer, needs_solution, needs_mathematics)
+        for dataset in (train_dataset, eval_dataset)
+    )
+    first = render(train_dataset[0]["prompt"], tokenizer)
+    logger.info("%d rows to train on. The first prompt, as the model sees it:\n%s", len(train_dataset), first)
+
+    # Rewards
+    parameters = {name: dict(values or {}) for name, values in (script_args.reward_parameters or {}).items()}
+    for name in NEED_THINK_OPENED & set(script_args.reward_funcs):
+        if opens_think(first):
+            logger.info("The chat template opens <think> already: the %s reward does not ask for it again.", name)
+            parameters.setdefault(name, {}).setdefault("think_opened", True)
+    reward_funcs = [load_reward(name, parameters.get(name)) for name in script_args.reward_funcs]
+
+    # Trainer, which loads the model
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
+    stop = SaveOnSignal()
     trainer = TRAINERS[script_args.objective](
         model=model_args.model_name_or_path,
-        reward_funcs=[REWARDS[name] for name in script_args.reward_funcs],
+        reward_funcs=reward_funcs,
         args=training_args,
-        train_dataset=dataset[script_args.dataset_train_split],
-        eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        callbacks=[stop],
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
 
-    result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_metrics("train", result.metrics)
+    # Train
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
+    if stop.received:
+        trainer.accelerator.print(
+            f"Stopped at step {trainer.state.global_step}; saved in {get_last_checkpoint(training_args.output_dir)}. "
+            "To go on from there, run the same command again."
+        )
+        sys.exit(128 + stop.received)
+
+    # Save
+    trainer.save_metrics("train", result.metrics)
     trainer.save_model(training_args.output_dir)
+    trainer.create_model_card(dataset_name=script_args.dataset_name)
+    if evaluate:
+        trainer.save_metrics("eval", trainer.evaluate())
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
     trainer.accelerator.print(f"Model saved in {training_args.output_dir}")
+
+
+def log_setup(script_args: CFPOScriptArguments, training_args: CFPOConfig, model_args: ModelConfig) -> None:
+    """Shows messages of the main process, and says in a few lines what will be trained on what."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
+    transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
+    logger.info(
+        "%s of %s on %s; rewards: %s; epsilon %s, %s; %d iterations x %d steps per batch of rollouts; "
+        "%d processes on %s; output in %s",
+        script_args.objective,
+        model_args.model_name_or_path,
+        script_args.dataset_name or "a mixture",
+        ", ".join(script_args.reward_funcs),
+        training_args.epsilon,
+        training_args.loss_type,
+        training_args.num_iterations,
+        training_args.steps_per_generation,
+        training_args.world_size,
+        training_args.device,
+        training_args.output_dir,
+    )
+
+
+def find_checkpoint(args: CFPOConfig) -> str | None:
+    """`resume_from_checkpoint`, or the last checkpoint in `output_dir`, or None; warns of what resumes inexactly."""
+    cycle = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
+    if args.save_strategy == "steps" and cycle and args.save_steps % cycle:
+        logger.warning(
+            "save_steps=%s is no multiple of the %d steps that share a batch of rollouts: a run resumed within one "
+            "makes new rollouts and departs from an uninterrupted run.",
+            args.save_steps,
+            cycle,
+        )
+    if args.resume_from_checkpoint is not None:
+        return args.resume_from_checkpoint
+    checkpoint = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+    if checkpoint:
+        logger.info("Going on from %s; for a fresh start choose another output_dir, or remove it.", checkpoint)
+    return checkpoint
+
+
+def read_template(template: str) -> str:
+    """The chat template: the text itself, or that of the file it names."""
+    if os.path.isfile(template):
+        with open(template, encoding="utf-8") as file:
+            return file.read()
+    return template
 
 
 if __name__ == "__main__":

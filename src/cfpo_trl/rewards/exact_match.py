@@ -2,16 +2,17 @@
 
 from typing import Any
 
+from .texts import text_of
 
-def exact_match_reward(completions: list[Any], solution: list[str | None], **kwargs: Any) -> list[float | None]:
+
+def exact_match_reward(completions: list[Any], solution: list[Any], **kwargs: Any) -> list[float | None]:
     """1 where the completion equals the solution, white space at both ends aside, else 0; None without a solution.
 
     Args:
         completions: Texts, or conversations whose last message is scored.
         solution: The expected texts.
     """
-    texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
     return [
-        None if expected is None else float(text.strip() == expected.strip())
-        for text, expected in zip(texts, solution, strict=True)
+        None if expected is None else float(text_of(completion).strip() == str(expected).strip())
+        for completion, expected in zip(completions, solution, strict=True)
     ]

@@ -1,0 +1,32 @@
+"""Ctrl-C and SIGTERM: finish the step, save a checkpoint, stop."""
+
+import signal
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class SaveOnSignal(TrainerCallback):
+    """Saves and stops at the end of the step in which any process got SIGINT or SIGTERM; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+        print(f"\n{signal.Signals(number).name}: saving a checkpoint at the end of this step; again to stop at once.")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        noted = torch.tensor(self.received, device=PartialState().device)
+        self.received = int(reduce(noted, "sum").clamp(max=signal.SIGTERM))  # the processes stop together
+        if self.received:
+            control.should_save = control.should_training_stop = True
+        return control
