@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 CHECKED := src tests scripts setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-trl-versions style quality benchmark clean
+.PHONY: help install demo test test-fast test-trl-versions style quality benchmark benchmark-rewards clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ test-trl-versions: $(INSTALLED) ## Run the loss tests on the oldest, the newest 
 
 benchmark: $(INSTALLED) ## CFPO against GRPO: step time and peak memory, and the soft clip against the clamp
 	$(BIN)/python scripts/benchmark.py
+
+benchmark-rewards: $(INSTALLED) ## The accuracy reward against TRL's: wall-clock on 1,024 long completions
+	$(BIN)/python scripts/benchmark_rewards.py
 
 style: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix $(CHECKED)

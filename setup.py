@@ -16,6 +16,7 @@ EXTRAS["dev"] = [
     *EXTRAS["plots"],
     *EXTRAS["tasks"],
     "hypothesis>=6.100",
+    "psutil>=6",
     "pytest>=8.3",
     "requests>=2.32",  # TRL before 1.16 imports it without requiring it: for the tests on those versions
     "ruff>=0.14",

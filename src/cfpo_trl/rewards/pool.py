@@ -86,6 +86,24 @@ class Worker:
         self.process.stdin.flush()
 
 
+class Waiting:
+    """Indices of tasks sorted by gold, cut into a queue per worker, so that one worker parses a gold once for all."""
+
+    def __init__(self, indices: list[int], workers: int):
+        size = -(-len(indices) // workers)
+        self.queues = [deque(indices[start : start + size]) for start in range(0, len(indices), size)]
+        self.again: deque[int] = deque()  # second tries, when nothing else waits
+
+    def take(self, slot: int) -> int | None:
+        """The next task for the worker in this slot: its own, else one of the longest queue's last, else a retry."""
+        if slot < len(self.queues) and self.queues[slot]:
+            return self.queues[slot].popleft()
+        longest = max(self.queues, key=len)
+        if longest:
+            return longest.pop()
+        return self.again.popleft() if self.again else None
+
+
 class VerifierPool:
     """Persistent workers, started at the first batch and replaced when they die or must be killed.
 
@@ -140,7 +158,7 @@ class VerifierPool:
         limits = self.limits
         tasks = [Task(gold, text, min(FIRST_TRY, limits.seconds)) for gold, text in pairs]
         verdicts: list[Verdict | None] = [None] * len(tasks)
-        waiting = deque(sorted(range(len(tasks)), key=lambda index: tasks[index].gold))  # a gold is parsed once
+        waiting = Waiting(sorted(range(len(tasks)), key=lambda index: tasks[index].gold), limits.count())
         failed_starts = 0
         end: float | None = None  # the budget starts when the first worker is ready
 
@@ -149,7 +167,7 @@ class VerifierPool:
             index = worker.task
             if status == "timeout" and tasks[index].seconds < limits.seconds:
                 tasks[index].seconds = limits.seconds
-                waiting.append(index)
+                waiting.again.append(index)
             else:
                 verdicts[index] = Verdict(status, 0.0)
 
@@ -161,16 +179,16 @@ class VerifierPool:
                 while len(self.workers) < needed:
                     worker = self._start()
                     selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-                for worker in self.workers:
-                    if worker.task is None and waiting:
+                for slot, worker in enumerate(self.workers):
+                    index = waiting.take(slot) if worker.task is None else None
+                    if index is not None:
                         end = end or time.monotonic() + limits.budget
-                        index = waiting.popleft()
                         tasks[index].seconds = min(tasks[index].seconds, max(end - time.monotonic(), 0.01))
                         try:
                             worker.send(index, tasks[index])
                         except BrokenPipeError:  # it died while it waited; its closed stdout says so below
                             worker.task = None
-                            waiting.appendleft(index)
+                            waiting.again.append(index)
 
                 deadlines = [worker.deadline for worker in self.workers if worker.task is not None]
                 pause = min([*deadlines, end or float("inf")]) - time.monotonic()

@@ -4,6 +4,7 @@ Run by its path, so that it imports math-verify and nothing else: python verifie
 A task is {"gold", "text", "seconds"}, a verdict {"status", "reward", "gold", "answer"}; see pool.py.
 """
 
+import gc
 import json
 import logging
 import os
@@ -25,8 +26,12 @@ def raise_out_of_time(signum: int, frame: Any) -> None:
 def load_judge() -> Any:
     """Imports math-verify and returns judge(gold, text) -> verdict."""
     from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, parse, parser, verify
 
+    # math-verify keeps its last 20 parses; a batch has many more answers, and the same ones come back.
+    parser.parse_latex_cached = lru_cache(maxsize=8192)(parser.parse_latex_cached.__wrapped__)
+    gc.freeze()
+    gc.set_threshold(100_000)  # the LaTeX parser makes many small objects, and few cycles
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     # The extraction of trl.rewards.accuracy_reward: the answer must be LaTeX, boxed first.
     extraction = [
@@ -41,7 +46,7 @@ def load_judge() -> Any:
     def parse_gold(gold: str) -> list:
         return parse(gold, parsing_timeout=None)
 
-    @lru_cache(maxsize=65536)
+    @lru_cache(maxsize=8192)
     def is_right(gold: str, answer: tuple) -> bool:
         return verify(parse_gold(gold), list(answer), timeout_seconds=None)
 

@@ -1,0 +1,168 @@
+"""Where data comes from, how a row becomes a prompt, and what is said of bad rows."""
+
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict
+from trl import DatasetMixtureConfig
+
+from cfpo_trl.data import DataArguments, build_prompt, load_splits, opens_think, prepare, render, select_split
+
+ROWS = [{"prompt": f"{i}+1", "solution": str(i + 1)} for i in range(6)]
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}{{ m.content }};{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_tokenizer():
+    from tiny_model import build_tokenizer
+
+    tokenizer = build_tokenizer("abcdefghijklmnopqrstuvwxyz0123456789+; <>")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".csv":
+        Dataset.from_list(rows).to_csv(path)
+    elif path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text(json.dumps(rows))
+
+
+def load(name, **options):
+    return load_splits(DataArguments(dataset_name=str(name), **options), DatasetMixtureConfig())
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_files(tmp_path, ending):
+    write(tmp_path / f"data.{ending}", ROWS)
+    dataset = load(tmp_path / f"data.{ending}")["train"]
+    assert dataset["prompt"] == [row["prompt"] for row in ROWS]
+
+
+def test_folders_of_files_and_saved_to_disk(tmp_path):
+    (tmp_path / "files").mkdir()
+    for split in ("train", "test"):
+        write(tmp_path / "files" / f"{split}.jsonl", ROWS)
+    assert set(load(tmp_path / "files")) == {"train", "test"}
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    assert list(load(tmp_path / "one")) == ["train"]
+    DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "two")
+    assert set(load(tmp_path / "two")) == {"train", "test"}
+
+
+def test_mixture(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", ROWS)
+    mixture = DatasetMixtureConfig(
+        datasets=[{"path": "json", "data_files": str(tmp_path / f"{name}.jsonl")} for name in ("a", "b")]
+    )
+    assert len(load_splits(DataArguments(), mixture)["train"]) == 12
+    with pytest.raises(ValueError, match="are both given"):
+        load_splits(DataArguments(dataset_name="x"), mixture)
+
+
+def test_generated_offline_and_disjoint():
+    options = {"size": 40, "test_size": 20, "min_terms": 2, "max_terms": 2}
+    splits = load("reasoning_gym:chain_sum", dataset_options=options)
+    again = load("reasoning_gym:chain_sum", dataset_options=json.dumps(options))
+    assert splits["train"][:] == again["train"][:]
+    assert len(splits["train"]) == 40
+    assert not set(splits["train"]["prompt"]) & set(splits["test"]["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("reasoning_gym:chain_sums", "'reasoning_gym:chain_sums': no such task; reasoning-gym has .*chain_sum"),
+        ("no/such/data", "dataset_name='no/such/data' is no file or folder here, and no dataset that a hub gave"),
+        ("setup.py", r"ends in '.py'; readable: .jsonl, .json, .csv, .parquet"),
+    ],
+)
+def test_unreadable(name, message):
+    with pytest.raises(ValueError, match=message):
+        load(name)
+
+
+def test_neither_name_nor_mixture():
+    with pytest.raises(ValueError, match="No data: give dataset_name, or a mixture"):
+        load_splits(DataArguments(), DatasetMixtureConfig())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_format": "chat"}, "prompt_format='chat' is unknown; use one of auto, conversational, plain"),
+        ({"long_prompts": "cut"}, "long_prompts='cut' is unknown; use one of drop, refuse"),
+        ({"dataset_streaming": True}, "dataset_streaming=True"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments(**options)
+
+
+def test_missing_columns_and_splits(chat_tokenizer):
+    dataset = Dataset.from_list(ROWS)
+    with pytest.raises(ValueError, match="dataset_prompt_column='question' .* its columns are: prompt, solution"):
+        prepare(dataset, DataArguments(dataset_prompt_column="question"), chat_tokenizer, [], False)
+    arguments = DataArguments(dataset_solution_column="answer")
+    with pytest.raises(ValueError, match="dataset_solution_column='answer' .* the rewards accuracy, cosine need it"):
+        prepare(dataset, arguments, chat_tokenizer, ["accuracy", "cosine"], True)
+    with pytest.raises(ValueError, match="dataset_test_split='test' is not in the dataset, which has: train"):
+        select_split(DatasetDict({"train": dataset}), "test", "dataset_test_split")
+
+
+def test_columns_are_renamed_also_over_others(chat_tokenizer):
+    rows = [{"question": "1+1", "answer": "so #### 2", "prompt": "unused"}]
+    arguments = DataArguments(
+        dataset_prompt_column="question", dataset_solution_column="answer", prompt_format="plain", system_prompt="sum"
+    )
+    dataset = prepare(Dataset.from_list(rows), arguments, chat_tokenizer, ["accuracy"], True)
+    assert dataset[:] == {"prompt": ["sum\n1+1"], "solution": ["2"]}
+
+
+def test_prompt_forms(chat_tokenizer):
+    conversation = [{"role": "user", "content": "hi"}]
+    system = {"role": "system", "content": "be brief"}
+    assert build_prompt("hi", None, True) == conversation
+    assert build_prompt("hi", "be brief", True) == [system, *conversation]
+    assert build_prompt(conversation, "be brief", True) == [system, *conversation]
+    assert build_prompt("hi", None, False) == "hi"
+    assert render([system, *conversation], chat_tokenizer) == "sbe brief;uhi;a"
+
+
+def test_auto_form_follows_the_tokenizer(chat_tokenizer):
+    assert isinstance(prepare(Dataset.from_list(ROWS), DataArguments(), chat_tokenizer, [], False)[0]["prompt"], list)
+    chat_tokenizer.chat_template = None
+    assert prepare(Dataset.from_list(ROWS), DataArguments(), chat_tokenizer, [], False)[0]["prompt"] == "0+1"
+
+
+def test_opened_think_is_seen(chat_tokenizer):
+    assert not opens_think(render("<think> no </think>", chat_tokenizer))
+    chat_tokenizer.chat_template = TEMPLATE.replace("}a{", "}a<think>\n{")
+    assert opens_think(render([{"role": "user", "content": "x"}], chat_tokenizer))
+
+
+def test_unreadable_golds_are_counted_shown_and_dropped(chat_tokenizer, caplog):
+    rows = [*ROWS, {"prompt": "bad", "solution": "$$"}, {"prompt": "none", "solution": None}]
+    dataset = prepare(Dataset.from_list(rows), DataArguments(), chat_tokenizer, ["accuracy"], True)
+    assert len(dataset) == 7
+    assert "Dropped 1 of 8 rows whose solution math-verify cannot read: row 6: '$$'" in caplog.text
+    assert "1 of 8 rows have no solution; accuracy skips them" in caplog.text
+
+
+def test_long_prompts_are_dropped_or_refused_never_cut(chat_tokenizer, caplog):
+    rows = Dataset.from_list([*ROWS, {"prompt": "1+" * 50 + "1", "solution": "51"}])
+    kept = prepare(rows, DataArguments(max_prompt_length=20, prompt_format="plain"), chat_tokenizer, [], False)
+    assert kept["prompt"] == [row["prompt"] for row in ROWS]
+    assert "1 of 7 prompts have more than max_prompt_length=20 tokens, the longest 101; dropped" in caplog.text
+    with pytest.raises(ValueError, match="1 of 7 prompts .* raise it, or set long_prompts: drop"):
+        prepare(rows, DataArguments(max_prompt_length=20, long_prompts="refuse"), chat_tokenizer, [], False)
+    with pytest.raises(ValueError, match="No row of the dataset is left"):
+        prepare(rows, DataArguments(max_prompt_length=1), chat_tokenizer, [], False)
