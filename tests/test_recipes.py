@@ -1,0 +1,58 @@
+"""Every recipe loads through the real parser, and the two of a pair differ in the objective alone."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from trl import DatasetMixtureConfig, ModelConfig, TrlParser, get_peft_config
+
+from cfpo_trl import CFPOConfig
+from cfpo_trl.config import check_config
+from cfpo_trl.grpo import CFPOScriptArguments
+from cfpo_trl.rewards import load_reward
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+CONFIGS = sorted(RECIPES.rglob("config_*.yaml"))
+PAIRS = sorted(path for path in CONFIGS if path.name.startswith("config_cfpo"))
+ON_CPU = ["--bf16", "false", "--use_cpu", "true"]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(RECIPES))
+
+
+def test_there_are_recipes():
+    assert len(PAIRS) * 2 == len(CONFIGS) > 20
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_loads(path):
+    parser = TrlParser((CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig))
+    script_args, training_args, model_args, _ = parser.parse_args_and_config(["--config", str(path), *ON_CPU])
+    check_config(training_args)
+    for reward in script_args.reward_funcs:
+        load_reward(reward, (script_args.reward_parameters or {}).get(reward))
+    assert training_args.reward_weights is None or len(training_args.reward_weights) == len(script_args.reward_funcs)
+    assert script_args.objective in path.name
+    assert training_args.report_to == []
+    assert not training_args.push_to_hub
+    assert (get_peft_config(model_args) is not None) == ("lora" in path.name)
+    cycle = training_args.num_iterations * training_args.steps_per_generation
+    if training_args.save_strategy == "steps":
+        assert training_args.save_steps % (cycle // training_args.gradient_accumulation_steps) == 0
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=name)
+def test_pair_differs_in_the_objective_alone(path):
+    cfpo, grpo = (yaml.safe_load(p.read_text()) for p in (path, path.with_name(path.name.replace("cfpo", "grpo"))))
+    assert {key for key in cfpo.keys() | grpo.keys() if cfpo.get(key) != grpo.get(key)} == {"objective", "output_dir"}
+    assert (cfpo["objective"], grpo["objective"]) == ("cfpo", "grpo")
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=name)
+def test_every_recipe_is_in_the_table(path):
+    folder = str(path.parent.relative_to(RECIPES))
+    assert any(
+        f"`{folder}`" in line and f"`{path.stem.removeprefix('config_cfpo').removeprefix('_') or 'base'}`" in line
+        for line in (RECIPES / "README.md").read_text().splitlines()
+    )
