@@ -15,6 +15,7 @@ EXTRAS["dev"] = [
     *EXTRAS["peft"],
     *EXTRAS["plots"],
     *EXTRAS["tasks"],
+    "gguf>=0.17",  # SmolLM2 in the tests
     "hypothesis>=6.100",
     "psutil>=6",
     "pytest>=8.3",

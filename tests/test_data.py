@@ -6,7 +6,16 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl import DatasetMixtureConfig
 
-from cfpo_trl.data import DataArguments, build_prompt, load_splits, opens_think, prepare, render, select_split
+from cfpo_trl.data import (
+    DataArguments,
+    build_prompt,
+    check_columns,
+    load_splits,
+    opens_think,
+    prepare,
+    render,
+    select_split,
+)
 
 ROWS = [{"prompt": f"{i}+1", "solution": str(i + 1)} for i in range(6)]
 TEMPLATE = (
@@ -107,13 +116,13 @@ def test_bad_options(options, message):
         DataArguments(**options)
 
 
-def test_missing_columns_and_splits(chat_tokenizer):
+def test_missing_columns_and_splits():
     dataset = Dataset.from_list(ROWS)
     with pytest.raises(ValueError, match="dataset_prompt_column='question' .* its columns are: prompt, solution"):
-        prepare(dataset, DataArguments(dataset_prompt_column="question"), chat_tokenizer, [], False)
+        check_columns(dataset, DataArguments(dataset_prompt_column="question"), [])
     arguments = DataArguments(dataset_solution_column="answer")
     with pytest.raises(ValueError, match="dataset_solution_column='answer' .* the rewards accuracy, cosine need it"):
-        prepare(dataset, arguments, chat_tokenizer, ["accuracy", "cosine"], True)
+        check_columns(dataset, arguments, ["accuracy", "cosine"])
     with pytest.raises(ValueError, match="dataset_test_split='test' is not in the dataset, which has: train"):
         select_split(DatasetDict({"train": dataset}), "test", "dataset_test_split")
 
@@ -123,7 +132,7 @@ def test_columns_are_renamed_also_over_others(chat_tokenizer):
     arguments = DataArguments(
         dataset_prompt_column="question", dataset_solution_column="answer", prompt_format="plain", system_prompt="sum"
     )
-    dataset = prepare(Dataset.from_list(rows), arguments, chat_tokenizer, ["accuracy"], True)
+    dataset = prepare(Dataset.from_list(rows), arguments, chat_tokenizer, True)
     assert dataset[:] == {"prompt": ["sum\n1+1"], "solution": ["2"]}
 
 
@@ -138,9 +147,9 @@ def test_prompt_forms(chat_tokenizer):
 
 
 def test_auto_form_follows_the_tokenizer(chat_tokenizer):
-    assert isinstance(prepare(Dataset.from_list(ROWS), DataArguments(), chat_tokenizer, [], False)[0]["prompt"], list)
+    assert isinstance(prepare(Dataset.from_list(ROWS), DataArguments(), chat_tokenizer, False)[0]["prompt"], list)
     chat_tokenizer.chat_template = None
-    assert prepare(Dataset.from_list(ROWS), DataArguments(), chat_tokenizer, [], False)[0]["prompt"] == "0+1"
+    assert prepare(Dataset.from_list(ROWS), DataArguments(), chat_tokenizer, False)[0]["prompt"] == "0+1"
 
 
 def test_opened_think_is_seen(chat_tokenizer):
@@ -151,7 +160,7 @@ def test_opened_think_is_seen(chat_tokenizer):
 
 def test_unreadable_golds_are_counted_shown_and_dropped(chat_tokenizer, caplog):
     rows = [*ROWS, {"prompt": "bad", "solution": "$$"}, {"prompt": "none", "solution": None}]
-    dataset = prepare(Dataset.from_list(rows), DataArguments(), chat_tokenizer, ["accuracy"], True)
+    dataset = prepare(Dataset.from_list(rows), DataArguments(), chat_tokenizer, True)
     assert len(dataset) == 7
     assert "Dropped 1 of 8 rows whose solution math-verify cannot read: row 6: '$$'" in caplog.text
     assert "1 of 8 rows have no solution; accuracy skips them" in caplog.text
@@ -159,10 +168,10 @@ def test_unreadable_golds_are_counted_shown_and_dropped(chat_tokenizer, caplog):
 
 def test_long_prompts_are_dropped_or_refused_never_cut(chat_tokenizer, caplog):
     rows = Dataset.from_list([*ROWS, {"prompt": "1+" * 50 + "1", "solution": "51"}])
-    kept = prepare(rows, DataArguments(max_prompt_length=20, prompt_format="plain"), chat_tokenizer, [], False)
+    kept = prepare(rows, DataArguments(max_prompt_length=20, prompt_format="plain"), chat_tokenizer, False)
     assert kept["prompt"] == [row["prompt"] for row in ROWS]
     assert "1 of 7 prompts have more than max_prompt_length=20 tokens, the longest 101; dropped" in caplog.text
     with pytest.raises(ValueError, match="1 of 7 prompts .* raise it, or set long_prompts: drop"):
-        prepare(rows, DataArguments(max_prompt_length=20, long_prompts="refuse"), chat_tokenizer, [], False)
+        prepare(rows, DataArguments(max_prompt_length=20, long_prompts="refuse"), chat_tokenizer, False)
     with pytest.raises(ValueError, match="No row of the dataset is left"):
-        prepare(rows, DataArguments(max_prompt_length=1), chat_tokenizer, [], False)
+        prepare(rows, DataArguments(max_prompt_length=1), chat_tokenizer, False)

@@ -4,14 +4,19 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from transformers import PreTrainedTokenizerBase
-from trl import DatasetMixtureConfig, ScriptArguments, get_dataset
+from trl import ScriptArguments
 
 from .rewards.golds import NUMBER, normalise_gold
 from .rewards.pool import Limits, get_pool
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from transformers import PreTrainedTokenizerBase
+    from trl import DatasetMixtureConfig
+
+# The functions import datasets themselves: the arguments are parsed and checked before it has loaded.
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +70,15 @@ class DataArguments(ScriptArguments):
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}.")
 
 
-def load_splits(args: DataArguments, mixture: DatasetMixtureConfig) -> DatasetDict:
+def load_splits(args: DataArguments, mixture: "DatasetMixtureConfig") -> "DatasetDict":
     """The dataset's splits, as stored.
 
     Raises:
         ValueError: there is no such file, folder, hub dataset or reasoning-gym task, or neither a name nor a mixture.
     """
+    from datasets import DatasetDict, load_dataset, load_from_disk
+    from trl import get_dataset
+
     name = args.dataset_name
     if mixture.datasets and name:
         raise ValueError(f"dataset_name={name!r} and a mixture in `datasets` are both given; remove one.")
@@ -96,12 +104,13 @@ def load_splits(args: DataArguments, mixture: DatasetMixtureConfig) -> DatasetDi
         ) from error
 
 
-def generate(task: str, options: dict[str, Any]) -> DatasetDict:
+def generate(task: str, options: dict[str, Any]) -> "DatasetDict":
     """Problems of a reasoning-gym task, made offline; no question of the test split is in the training split.
 
     The columns are prompt, solution, and task with the entry's metadata for scorers that want it.
     """
     import reasoning_gym
+    from datasets import Dataset, DatasetDict
     from reasoning_gym.factory import DATASETS
 
     if task not in DATASETS:
@@ -123,44 +132,45 @@ def generate(task: str, options: dict[str, Any]) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def select_split(splits: DatasetDict, split: str, option: str) -> Dataset:
+def select_split(splits: "DatasetDict", split: str, option: str) -> "Dataset":
     """The split of that name; a `ValueError` names the option and the splits that there are."""
     if split not in splits:
         raise ValueError(f"{option}={split!r} is not in the dataset, which has: {', '.join(splits)}.")
     return splits[split]
 
 
+def check_columns(dataset: "Dataset", args: DataArguments, needs_solution: list[str]) -> None:
+    """Raises a `ValueError` that names the columns there are, where the prompts' or a needed solutions' is missing."""
+    columns = ", ".join(dataset.column_names)
+    if args.dataset_prompt_column not in dataset.column_names:
+        raise ValueError(
+            f"dataset_prompt_column={args.dataset_prompt_column!r} is not in the dataset; its columns are: {columns}."
+        )
+    if needs_solution and args.dataset_solution_column not in dataset.column_names:
+        raise ValueError(
+            f"dataset_solution_column={args.dataset_solution_column!r} is not in the dataset, and the rewards "
+            f"{', '.join(needs_solution)} need it; its columns are: {columns}."
+        )
+
+
 def prepare(
-    dataset: Dataset,
+    dataset: "Dataset",
     args: DataArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    needs_solution: list[str],
+    tokenizer: "PreTrainedTokenizerBase",
     needs_mathematics: bool,
-) -> Dataset:
+) -> "Dataset":
     """The dataset with the columns `prompt` and `solution` as the trainer and the rewards read them.
 
     Args:
-        dataset: Rows as stored.
+        dataset: Rows as stored, with the columns that [`check_columns`] asks for.
         args: Column names, prompt format and limits.
         tokenizer: Renders the prompts, to measure them.
-        needs_solution: Names of the rewards that read the solution column.
         needs_mathematics: Normalise the solutions for math-verify, and drop those that it cannot read.
 
     Raises:
-        ValueError: a column is missing, a prompt is too long and `long_prompts` is refuse, or no row is left.
+        ValueError: a prompt is too long and `long_prompts` is refuse, or no row is left.
     """
     rename = {args.dataset_prompt_column: "prompt", args.dataset_solution_column: "solution"}
-    if args.dataset_prompt_column not in dataset.column_names:
-        raise ValueError(
-            f"dataset_prompt_column={args.dataset_prompt_column!r} is not in the dataset; "
-            f"its columns are: {', '.join(dataset.column_names)}."
-        )
-    has_solution = args.dataset_solution_column in dataset.column_names
-    if needs_solution and not has_solution:
-        raise ValueError(
-            f"dataset_solution_column={args.dataset_solution_column!r} is not in the dataset, and the rewards "
-            f"{', '.join(needs_solution)} need it; its columns are: {', '.join(dataset.column_names)}."
-        )
     for column, name in rename.items():
         if column != name and column in dataset.column_names:
             if name in dataset.column_names:
@@ -190,7 +200,7 @@ def build_prompt(prompt: Any, system_prompt: str | None, conversational: bool) -
     return [*system, {"role": "user", "content": prompt}]
 
 
-def render(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+def render(prompt: Any, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text that the model sees."""
     if isinstance(prompt, str):
         return prompt
@@ -202,7 +212,7 @@ def opens_think(rendered: str) -> bool:
     return rendered.rstrip().endswith("<think>")
 
 
-def drop_unreadable_golds(dataset: Dataset) -> Dataset:
+def drop_unreadable_golds(dataset: "Dataset") -> "Dataset":
     """Normalises the solutions for math-verify; drops, counts and shows those that it cannot read."""
     golds = [normalise_gold(gold) for gold in dataset["solution"]]
     unsure = sorted({gold for gold in golds if gold is not None and not NUMBER.fullmatch(gold)})
@@ -221,7 +231,7 @@ def drop_unreadable_golds(dataset: Dataset) -> Dataset:
     return dataset.select([index for index, gold in enumerate(golds) if gold not in bad])
 
 
-def drop_long_prompts(dataset: Dataset, args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def drop_long_prompts(dataset: "Dataset", args: DataArguments, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
     """Drops the prompts over `max_prompt_length` and says how many, or refuses; a prompt is never cut."""
     lengths = [
         len(tokenizer(render(prompt, tokenizer), add_special_tokens=False).input_ids) for prompt in dataset["prompt"]

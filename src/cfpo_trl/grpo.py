@@ -3,6 +3,7 @@
 accelerate launch src/cfpo_trl/grpo.py --config recipes/demo/config_cfpo.yaml
 """
 
+import gc
 import json
 import logging
 import os
@@ -10,27 +11,18 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import transformers
-from transformers import AutoProcessor
 from transformers.trainer_utils import get_last_checkpoint
-from trl import (
-    DatasetMixtureConfig,
-    GRPOTrainer,
-    ModelConfig,
-    TrlParser,
-    get_peft_config,
-    get_quantization_config,
-)
+from transformers.utils import logging as transformers_logging
+from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
-from cfpo_trl import CFPOConfig, CFPOTrainer
-from cfpo_trl.config import check_config
-from cfpo_trl.data import DataArguments, load_splits, opens_think, prepare, render, select_split
+from cfpo_trl.config import CFPOConfig, check_config
+from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
 from cfpo_trl.interrupt import SaveOnSignal
 from cfpo_trl.rewards.registry import NEED_SOLUTION, NEED_THINK_OPENED, REWARDS, check_rewards, load_reward
 
 logger = logging.getLogger("cfpo_trl")
 
-TRAINERS = {"cfpo": CFPOTrainer, "grpo": GRPOTrainer}
+OBJECTIVES = ("cfpo", "grpo")
 
 
 @dataclass
@@ -57,8 +49,8 @@ class CFPOScriptArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective not in TRAINERS:
-            raise ValueError(f"objective={self.objective!r} is unknown; use one of {', '.join(TRAINERS)}.")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective={self.objective!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
         if isinstance(self.reward_parameters, str):  # from the command line
             self.reward_parameters = json.loads(self.reward_parameters)
         check_rewards(self.reward_funcs, self.reward_parameters or {})
@@ -66,6 +58,7 @@ class CFPOScriptArguments(DataArguments):
 
 def main(arguments: list[str] | None = None) -> None:
     # Parse, and check all that needs no data and no model
+    gc.freeze()  # what the imports made lives as long as the process: spare the collector, at exit most of all
     parser = TrlParser((CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig))
     script_args, training_args, model_args, mixture = parser.parse_args_and_config(arguments)
     if script_args.objective == "cfpo":
@@ -78,6 +71,17 @@ def main(arguments: list[str] | None = None) -> None:
     train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
     evaluate = training_args.eval_strategy != "no"
     eval_dataset = select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluate else None
+    needs_solution = [name for name in script_args.reward_funcs if name in NEED_SOLUTION]
+    for dataset in (train_dataset, eval_dataset) if evaluate else (train_dataset,):
+        check_columns(dataset, script_args, needs_solution)
+
+    # The trainers take seconds to import, which no message above should wait for
+    from transformers import AutoProcessor
+    from trl import GRPOTrainer, get_peft_config, get_quantization_config
+
+    from cfpo_trl import CFPOTrainer
+
+    # Prompts and solutions, as the model and the rewards read them
     trust_remote_code = getattr(training_args, "trust_remote_code", False)
     processor = AutoProcessor.from_pretrained(
         model_args.model_name_or_path,
@@ -88,10 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
     tokenizer = getattr(processor, "tokenizer", processor)
     if script_args.chat_template:
         tokenizer.chat_template = read_template(script_args.chat_template)
-    needs_solution = [name for name in script_args.reward_funcs if name in NEED_SOLUTION]
     needs_mathematics = any(name != "exact_match" for name in needs_solution)
     train_dataset, eval_dataset = (
-        dataset and prepare(dataset, script_args, tokenizer, needs_solution, needs_mathematics)
+        dataset and prepare(dataset, script_args, tokenizer, needs_mathematics)
         for dataset in (train_dataset, eval_dataset)
     )
     first = render(train_dataset[0]["prompt"], tokenizer)
@@ -113,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         **(training_args.model_init_kwargs or {}),
     }
     stop = SaveOnSignal()
-    trainer = TRAINERS[script_args.objective](
+    trainer = {"cfpo": CFPOTrainer, "grpo": GRPOTrainer}[script_args.objective](
         model=model_args.model_name_or_path,
         reward_funcs=reward_funcs,
         args=training_args,
@@ -150,7 +153,7 @@ def log_setup(script_args: CFPOScriptArguments, training_args: CFPOConfig, model
     """Shows messages of the main process, and says in a few lines what will be trained on what."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
-    transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
+    transformers_logging.set_verbosity(training_args.get_process_log_level())
     logger.info(
         "%s of %s on %s; rewards: %s; epsilon %s, %s; %d iterations x %d steps per batch of rollouts; "
         "%d processes on %s; output in %s",
