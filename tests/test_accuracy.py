@@ -249,7 +249,7 @@ def test_a_worker_killed_while_it_waits_costs_nothing():
     pool.workers[0].process.kill()
     pool.workers[0].process.wait()
     assert pool.judge([("3", boxed("3"))])[0].reward == 1
-    assert pool.killed == 1
+    assert pool.replaced == 1
     pool.close()
 
 

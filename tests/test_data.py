@@ -98,6 +98,13 @@ def test_unreadable(name, message):
         load(name)
 
 
+def test_a_broken_line_is_named(tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"prompt": "1", "solution": "1"}\n{"prompt": "2", "solu\n')
+    with pytest.raises(ValueError, match=r"broken.jsonl' cannot be read: .*(JSON|parse|row)"):
+        load(path)
+
+
 def test_neither_name_nor_mixture():
     with pytest.raises(ValueError, match="No data: give dataset_name, or a mixture"):
         load_splits(DataArguments(), DatasetMixtureConfig())

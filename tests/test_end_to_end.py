@@ -130,6 +130,17 @@ def test_a_signal_saves_and_says_how_to_resume(recipe, tmp_path, number):
 
 
 @pytest.mark.slow
+def test_two_ranks_with_a_pool_of_workers_each(recipe, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "src/cfpo_trl/grpo.py"]
+    options = ["--config", str(recipe), "--max_steps", "2", "--eval_strategy", "no"]
+    result = subprocess.run([*launch, *options], cwd=ROOT, check=True, text=True, capture_output=True)
+    assert "2 processes on cpu" in result.stderr
+    log = json.loads((tmp_path / "whole" / "trainer_state.json").read_text())["log_history"]
+    assert log[0]["accuracy/timeout"] == log[0]["accuracy/died"] == 0
+    assert log[0]["num_tokens"] > 2 * 16 * 4  # the tokens of both ranks
+
+
+@pytest.mark.slow
 def test_lora_saves_an_adapter(recipe, tmp_path):
     options = ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear", "--max_steps", "2"]
     run(recipe, *options, "--eval_strategy", "no")

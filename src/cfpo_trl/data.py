@@ -77,6 +77,7 @@ def load_splits(args: DataArguments, mixture: "DatasetMixtureConfig") -> "Datase
         ValueError: there is no such file, folder, hub dataset or reasoning-gym task, or neither a name nor a mixture.
     """
     from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetGenerationError
     from trl import get_dataset
 
     name = args.dataset_name
@@ -89,15 +90,17 @@ def load_splits(args: DataArguments, mixture: "DatasetMixtureConfig") -> "Datase
     if name.startswith(GENERATED):
         return generate(name.removeprefix(GENERATED), dict(args.dataset_options or {}))
     path = Path(name)
-    if path.is_file():
-        if path.suffix not in BUILDERS:
-            raise ValueError(f"dataset_name={name!r} ends in {path.suffix!r}; readable: {', '.join(BUILDERS)}.")
-        return load_dataset(BUILDERS[path.suffix], data_files=str(path))
+    if path.is_file() and path.suffix not in BUILDERS:
+        raise ValueError(f"dataset_name={name!r} ends in {path.suffix!r}; readable: {', '.join(BUILDERS)}.")
     if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
         saved = load_from_disk(name)
         return saved if isinstance(saved, DatasetDict) else DatasetDict({args.dataset_train_split: saved})
     try:
-        return load_dataset(name, name=args.dataset_config, streaming=args.dataset_streaming)
+        if path.is_file():
+            return load_dataset(BUILDERS[path.suffix], data_files=str(path))
+        return load_dataset(name, name=args.dataset_config)
+    except DatasetGenerationError as error:
+        raise ValueError(f"dataset_name={name!r} cannot be read: {error.__cause__ or error}") from error
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"dataset_name={name!r} is no file or folder here, and no dataset that a hub gave: {error}"

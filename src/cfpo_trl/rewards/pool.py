@@ -3,8 +3,8 @@
 import atexit
 import contextlib
 import json
+import math
 import os
-import selectors
 import subprocess
 import sys
 import threading
@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 
 WORKER = Path(__file__).with_name("verifier.py")
 START_UP = 60.0  # seconds that a worker may take to import math-verify
 FIRST_TRY = 1.0  # seconds for a task's first try; an ordinary one takes milliseconds
+STARTING = -1  # what a worker is busy with before its first task
 GRACE = 0.5  # seconds between the alarm in the worker and the kill from outside
 
 
@@ -64,44 +66,64 @@ class Verdict:
 
 
 @dataclass
-class Task:
-    gold: str
-    text: str
-    seconds: float
-
-
-@dataclass
 class Worker:
-    """One process, and what it is busy with: -1 while it starts, None when it waits for a task."""
+    """One process, and what it is busy with."""
 
     process: subprocess.Popen
-    task: int | None = -1
+    task: int | None = STARTING  # the index of its task, or None when it waits for one
     deadline: float = field(default_factory=lambda: time.monotonic() + START_UP)
     received: bytes = b""
 
-    def send(self, index: int, task: Task) -> None:
-        message = {"gold": task.gold, "text": task.text, "seconds": task.seconds}
-        self.task, self.deadline = index, time.monotonic() + task.seconds + GRACE
-        self.process.stdin.write(json.dumps(message).encode() + b"\n")
+    def send(self, index: int, gold: str, text: str, seconds: float) -> None:
+        self.task, self.deadline = index, time.monotonic() + seconds + GRACE
+        message = json.dumps({"gold": gold, "text": text, "seconds": seconds})
+        self.process.stdin.write(message.encode() + b"\n")
         self.process.stdin.flush()
 
 
-class Waiting:
-    """Indices of tasks sorted by gold, cut into a queue per worker, so that one worker parses a gold once for all."""
+class Batch:
+    """The (gold, completion) pairs of one batch: who is next, and what became of each.
 
-    def __init__(self, indices: list[int], workers: int):
-        size = -(-len(indices) // workers)
-        self.queues = [deque(indices[start : start + size]) for start in range(0, len(indices), size)]
-        self.again: deque[int] = deque()  # second tries, when nothing else waits
+    Sorted by gold and cut into a queue per worker, so that a worker parses a gold once for all of its completions.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], limits: Limits):
+        self.pairs, self.limits = pairs, limits
+        self.verdicts: dict[int, Verdict] = {}
+        self.end = math.inf  # the budget starts when the first worker is ready
+        order = sorted(range(len(pairs)), key=lambda index: pairs[index][0])
+        size = -(-len(order) // limits.count())
+        self.queues = [deque(order[start : start + size]) for start in range(0, len(order), size)]
+        self.second_try: deque[int] = deque()  # behind all others
+        self.tried: set[int] = set()
+
+    def pending(self) -> int:
+        """How many verdicts are still to come; 0 when the budget is spent."""
+        return len(self.pairs) - len(self.verdicts) if time.monotonic() < self.end else 0
 
     def take(self, slot: int) -> int | None:
-        """The next task for the worker in this slot: its own, else one of the longest queue's last, else a retry."""
+        """The next task for the worker in this slot: its own, else the longest queue's last, else a second try."""
         if slot < len(self.queues) and self.queues[slot]:
             return self.queues[slot].popleft()
         longest = max(self.queues, key=len)
         if longest:
             return longest.pop()
-        return self.again.popleft() if self.again else None
+        return self.second_try.popleft() if self.second_try else None
+
+    def seconds(self, index: int) -> float:
+        """How long this try may take; the first task's starts the budget."""
+        if self.end == math.inf:
+            self.end = time.monotonic() + self.limits.budget
+        seconds = self.limits.seconds if index in self.tried else min(FIRST_TRY, self.limits.seconds)
+        return min(seconds, max(self.end - time.monotonic(), 0.01))
+
+    def settle(self, index: int, verdict: Verdict) -> None:
+        """Keeps the verdict, or lets a completion that ran out of its short first try have a second one."""
+        if verdict.status == "timeout" and index not in self.tried and self.limits.seconds > FIRST_TRY:
+            self.tried.add(index)
+            self.second_try.append(index)
+        else:
+            self.verdicts[index] = verdict
 
 
 class VerifierPool:
@@ -115,36 +137,97 @@ class VerifierPool:
         self.limits = limits
         self.workers: list[Worker] = []
         self.lock = threading.Lock()
-        self.killed = 0  # workers replaced, over the pool's life
+        self.replaced = 0  # over the pool's life
+        self.failed_starts = 0  # in a row
         atexit.register(self.close)
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Verdicts on (gold, completion) pairs, in order, within the limits' budget plus the workers' start-up."""
+        """Verdicts on (gold, completion) pairs, in order, within the limits' budget plus the workers' start-up.
+
+        Raises:
+            RuntimeError: the workers do not start.
+        """
         unique = list(dict.fromkeys(pairs))
+        if not unique:
+            return []
         with self.lock:
+            batch = Batch(unique, self.limits)
             try:
-                verdicts = dict(zip(unique, self._judge(unique), strict=True))
-            finally:
-                for worker in [worker for worker in self.workers if worker.task is not None and worker.task >= 0]:
-                    self._replace(worker)  # the budget or the user ended it: no late verdict may meet a later batch
-        return [verdicts[pair] for pair in pairs]
+                while pending := batch.pending():
+                    self._hire(pending)
+                    self._assign(batch)
+                    self._collect(batch)
+            finally:  # the budget or the user ended it: no late verdict may meet a later batch
+                for worker in [worker for worker in self.workers if worker.task not in (None, STARTING)]:
+                    self._replace(worker)
+        verdict_of = {pair: batch.verdicts.get(index, Verdict("timeout", 0.0)) for index, pair in enumerate(unique)}
+        return [verdict_of[pair] for pair in pairs]
 
     def close(self) -> None:
         """Ends the workers."""
         for worker in list(self.workers):
             self._kill(worker)
 
-    def _start(self) -> Worker:
-        memory = str(int(self.limits.memory_gib * 2**30))
-        process = subprocess.Popen(
-            [sys.executable, str(WORKER), memory],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        worker = Worker(process)
-        self.workers.append(worker)
-        return worker
+    def _hire(self, pending: int) -> None:
+        while len(self.workers) < min(self.limits.count(), pending):
+            command = [sys.executable, str(WORKER), str(int(self.limits.memory_gib * 2**30))]
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            self.workers.append(Worker(process))
+
+    def _assign(self, batch: Batch) -> None:
+        for slot, worker in enumerate(self.workers):
+            index = batch.take(slot) if worker.task is None else None
+            if index is None:
+                continue
+            try:
+                worker.send(index, *batch.pairs[index], batch.seconds(index))
+            except BrokenPipeError:  # it died while it waited, which its closed stdout will say
+                worker.task = None
+                batch.second_try.append(index)
+
+    def _collect(self, batch: Batch) -> None:
+        """Waits for the next verdict, death or deadline."""
+        deadlines = [worker.deadline for worker in self.workers if worker.task is not None]
+        pause = min([*deadlines, batch.end, time.monotonic() + START_UP]) - time.monotonic()
+        readable = wait([worker.process.stdout for worker in self.workers], max(pause, 0))
+        for worker in list(self.workers):
+            if worker.process.stdout in readable:
+                self._read(worker, batch)
+            elif worker.task is not None and time.monotonic() > worker.deadline:
+                self._lose(worker, batch, "timeout")
+
+    def _read(self, worker: Worker, batch: Batch) -> None:
+        chunk = os.read(worker.process.stdout.fileno(), 65536)
+        if not chunk:
+            self._lose(worker, batch, "died")
+            return
+        worker.received += chunk
+        if worker.received.endswith(b"\n"):
+            reply, worker.received = json.loads(worker.received), b""
+            index, worker.task = worker.task, None
+            if index == STARTING:
+                self.failed_starts = 0
+            else:
+                batch.settle(index, Verdict(**reply))
+
+    def _lose(self, worker: Worker, batch: Batch, status: str) -> None:
+        self._replace(worker)
+        if worker.task == STARTING:
+            self.failed_starts += 1
+            if self.failed_starts > 2:
+                raise RuntimeError(
+                    f"The accuracy reward's worker failed to start {self.failed_starts} times; "
+                    f"memory_gib={self.limits.memory_gib} may be too small. "
+                    f"To see why, run: {' '.join(worker.process.args)} </dev/null"
+                )
+        elif worker.task is not None:
+            batch.settle(worker.task, Verdict(status, 0.0))
+
+    def _replace(self, worker: Worker) -> None:
+        self.replaced += 1
+        self._kill(worker)
 
     def _kill(self, worker: Worker) -> None:
         self.workers.remove(worker)
@@ -153,81 +236,6 @@ class VerifierPool:
         with contextlib.suppress(BrokenPipeError):  # unsent bytes have no reader
             worker.process.stdin.close()
         worker.process.stdout.close()
-
-    def _judge(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
-        limits = self.limits
-        tasks = [Task(gold, text, min(FIRST_TRY, limits.seconds)) for gold, text in pairs]
-        verdicts: list[Verdict | None] = [None] * len(tasks)
-        waiting = Waiting(sorted(range(len(tasks)), key=lambda index: tasks[index].gold), limits.count())
-        failed_starts = 0
-        end: float | None = None  # the budget starts when the first worker is ready
-
-        def settle(worker: Worker, status: str) -> None:
-            """The worker's task ended without a verdict: try it again, behind all others, with all of its time."""
-            index = worker.task
-            if status == "timeout" and tasks[index].seconds < limits.seconds:
-                tasks[index].seconds = limits.seconds
-                waiting.again.append(index)
-            else:
-                verdicts[index] = Verdict(status, 0.0)
-
-        with selectors.DefaultSelector() as selector:
-            for worker in self.workers:
-                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-            while any(verdict is None for verdict in verdicts) and (end is None or time.monotonic() < end):
-                needed = min(limits.count(), sum(verdict is None for verdict in verdicts))
-                while len(self.workers) < needed:
-                    worker = self._start()
-                    selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-                for slot, worker in enumerate(self.workers):
-                    index = waiting.take(slot) if worker.task is None else None
-                    if index is not None:
-                        end = end or time.monotonic() + limits.budget
-                        tasks[index].seconds = min(tasks[index].seconds, max(end - time.monotonic(), 0.01))
-                        try:
-                            worker.send(index, tasks[index])
-                        except BrokenPipeError:  # it died while it waited; its closed stdout says so below
-                            worker.task = None
-                            waiting.again.append(index)
-
-                deadlines = [worker.deadline for worker in self.workers if worker.task is not None]
-                pause = min([*deadlines, end or float("inf")]) - time.monotonic()
-                for key, _ in selector.select(max(pause, 0)):
-                    worker = key.data
-                    chunk = os.read(worker.process.stdout.fileno(), 65536)
-                    worker.received += chunk
-                    if not chunk:
-                        selector.unregister(worker.process.stdout)
-                        failed_starts += worker.task == -1
-                        if worker.task is not None and worker.task >= 0:
-                            settle(worker, "died")
-                        self._replace(worker)
-                    elif worker.received.endswith(b"\n"):
-                        reply = json.loads(worker.received)
-                        worker.received = b""
-                        if worker.task >= 0:
-                            if reply["status"] == "timeout":
-                                settle(worker, "timeout")
-                            else:
-                                verdicts[worker.task] = Verdict(**reply)
-                        worker.task = None
-                for worker in [w for w in self.workers if w.task is not None and time.monotonic() > w.deadline]:
-                    selector.unregister(worker.process.stdout)
-                    failed_starts += worker.task == -1
-                    if worker.task >= 0:
-                        settle(worker, "timeout")
-                    self._replace(worker)
-                if failed_starts > 2:
-                    raise RuntimeError(
-                        f"The accuracy reward's worker failed to start {failed_starts} times: run "
-                        f"`{sys.executable} {WORKER} {int(self.limits.memory_gib * 2**30)} </dev/null` to see why "
-                        f"(memory_gib={self.limits.memory_gib} may be too small)."
-                    )
-        return [verdict or Verdict("timeout", 0.0) for verdict in verdicts]
-
-    def _replace(self, worker: Worker) -> None:
-        self.killed += 1
-        self._kill(worker)
 
 
 @cache
