@@ -187,6 +187,11 @@ def clip_by_minimum_and_maximum(self, model, inputs):
     return -torch.min(ratio, clipped).mean()
 
 
+def clip_by_keyword(self, model, inputs):
+    ratio = torch.ones(2, 3, requires_grad=True)
+    return -torch.clamp(ratio, min=1 - self.epsilon_low, max=1 + self.epsilon_high).mean()
+
+
 def clip_twice(self, model, inputs):
     ratio = torch.ones(inputs["completion_ids"].shape, requires_grad=True)
     for _ in range(2):
@@ -194,7 +199,7 @@ def clip_twice(self, model, inputs):
     return -ratio.mean()
 
 
-@pytest.mark.parametrize(("loss", "times"), [(clip_by_minimum_and_maximum, 0), (clip_twice, 2)])
+@pytest.mark.parametrize(("loss", "times"), [(clip_by_minimum_and_maximum, 0), (clip_by_keyword, 0), (clip_twice, 2)])
 def test_an_unsupported_trl_fails_at_the_first_loss(build_trainer, monkeypatch, loss, times):
     trainer = build_trainer()
     monkeypatch.setattr(GRPOTrainer, "_compute_loss", loss)

@@ -25,7 +25,7 @@ def test_the_range_of_setup_py_is_what_is_tested():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
-def test_loss_equals_that_of_trl_with_its_clip_line_replaced(version):
+def test_loss_metrics_refusals_and_the_script(version):
     packages = ROOT / ".venvs" / f"trl-{version}"
     if not packages.exists():
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages)]
@@ -35,7 +35,8 @@ def test_loss_equals_that_of_trl_with_its_clip_line_replaced(version):
     installed = [sys.executable, "-c", "import trl; print(trl.__version__)"]
     assert subprocess.check_output(installed, env=environment, text=True).strip() == version
 
-    tests = ["tests/test_loss.py", "tests/test_trainer.py", "-k", "oracle or refused"]
+    tests = ["tests/test_loss.py", "tests/test_trainer.py", "tests/test_grpo_script.py", "-k"]
+    tests += ["oracle or refused or one_recipe or definitions"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

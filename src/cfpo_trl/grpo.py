@@ -82,12 +82,12 @@ def main(arguments: list[str] | None = None) -> None:
     from cfpo_trl import CFPOTrainer
 
     # Prompts and solutions, as the model and the rewards read them
-    trust_remote_code = getattr(training_args, "trust_remote_code", False)
+    trusting = training_args if hasattr(training_args, "trust_remote_code") else model_args  # later TRLs moved it
     processor = AutoProcessor.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
         padding_side="left",
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trusting.trust_remote_code,
     )
     tokenizer = getattr(processor, "tokenizer", processor)
     if script_args.chat_template:
@@ -113,8 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
+        "trust_remote_code": trusting.trust_remote_code,
         **(training_args.model_init_kwargs or {}),
     }
+    quantization = get_quantization_config(model_args)
     stop = SaveOnSignal()
     trainer = {"cfpo": CFPOTrainer, "grpo": GRPOTrainer}[script_args.objective](
         model=model_args.model_name_or_path,
@@ -124,8 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
         eval_dataset=eval_dataset,
         processing_class=processor,
         callbacks=[stop],
-        quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
     )
 
     # Train

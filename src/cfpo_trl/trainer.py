@@ -64,7 +64,9 @@ class SoftClipEpsilon(float):
         if func is torch.clamp and len(args) == 3:
             ratio, low, _ = args
             return low.clip(ratio)
-        return func(*(float(arg) if isinstance(arg, cls) else arg for arg in args), **(kwargs or {}))
+        plain = [float(arg) if isinstance(arg, cls) else arg for arg in args]
+        named = {name: float(arg) if isinstance(arg, cls) else arg for name, arg in (kwargs or {}).items()}
+        return func(*plain, **named)
 
 
 class CFPOTrainer(GRPOTrainer):
