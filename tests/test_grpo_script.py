@@ -1,6 +1,7 @@
 """The training script: objectives, overrides, refusals."""
 
 import json
+import signal
 
 import pytest
 from safetensors.torch import load_file
@@ -43,7 +44,9 @@ save_strategy: "no"
 
 
 def test_one_recipe_trains_both_objectives(recipe, tmp_path):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     grpo.main(["--config", str(recipe)])
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     grpo.main(["--config", str(recipe), "--objective", "grpo", "--output_dir", str(tmp_path / "grpo")])
     logs = {
         name: json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]

@@ -131,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
 
     # Train
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    with stop:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
     if stop.received:
         trainer.accelerator.print(

@@ -10,12 +10,22 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class SaveOnSignal(TrainerCallback):
-    """Saves and stops at the end of the step in which any process got SIGINT or SIGTERM; a second one ends at once."""
+    """Saves and stops at the end of the step in which any process got SIGINT or SIGTERM; a second one ends at once.
+
+    A context manager: it catches the signals within its `with` block alone. `received` is the signal's number, or 0.
+    """
 
     def __init__(self) -> None:
         self.received = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+
+    def __enter__(self) -> "SaveOnSignal":
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.previous = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
         self.received = number
