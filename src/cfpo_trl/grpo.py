@@ -4,6 +4,9 @@ accelerate launch src/cfpo_trl/grpo.py --config recipes/demo/config_cfpo.yaml
 """
 
 import gc
+
+gc.disable()  # the collector walks all that the imports make, again and again: a second of every start
+
 import json
 import logging
 import os
@@ -19,6 +22,9 @@ from cfpo_trl.config import CFPOConfig, check_config
 from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
 from cfpo_trl.interrupt import SaveOnSignal
 from cfpo_trl.rewards.registry import NEED_SOLUTION, NEED_THINK_OPENED, REWARDS, check_rewards, load_reward
+
+gc.freeze()  # and what they made lives as long as the process
+gc.enable()
 
 logger = logging.getLogger("cfpo_trl")
 
@@ -58,7 +64,6 @@ class CFPOScriptArguments(DataArguments):
 
 def main(arguments: list[str] | None = None) -> None:
     # Parse, and check all that needs no data and no model
-    gc.freeze()  # what the imports made lives as long as the process: spare the collector, at exit most of all
     parser = TrlParser((CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig))
     script_args, training_args, model_args, mixture = parser.parse_args_and_config(arguments)
     if script_args.objective == "cfpo":

@@ -36,7 +36,7 @@ class SaveOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         noted = torch.tensor(self.received, device=PartialState().device)
-        self.received = int(reduce(noted, "sum").clamp(max=signal.SIGTERM))  # the processes stop together
-        if self.received:
+        if reduce(noted, "sum") > 0:  # the processes stop together
+            self.received = self.received or int(signal.SIGTERM)
             control.should_save = control.should_training_stop = True
         return control
