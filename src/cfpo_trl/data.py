@@ -110,7 +110,7 @@ def load_splits(args: DataArguments, mixture: "DatasetMixtureConfig") -> "Datase
 def generate(task: str, options: dict[str, Any]) -> "DatasetDict":
     """Problems of a reasoning-gym task, made offline; no question of the test split is in the training split.
 
-    The columns are prompt, solution, and task with the entry's metadata for scorers that want it.
+    The columns are prompt and solution.
     """
     import reasoning_gym
     from datasets import Dataset, DatasetDict
@@ -125,12 +125,10 @@ def generate(task: str, options: dict[str, Any]) -> "DatasetDict":
     splits, seen = {}, set()
     for offset, (split, size) in enumerate(sizes.items()):
         entries = reasoning_gym.create_dataset(task, size=size, seed=seed + offset, **options)
-        rows = [{"prompt": entry["question"], "solution": entry["answer"]} for entry in entries]
-        fresh = [row for row in rows if row["prompt"] not in seen]
-        seen.update(row["prompt"] for row in rows)
-        splits[split] = (
-            Dataset.from_list(fresh, features=None) if fresh else Dataset.from_dict({"prompt": [], "solution": []})
-        )
+        fresh = [entry for entry in entries if entry["question"] not in seen]
+        seen.update(entry["question"] for entry in fresh)
+        columns = {"prompt": "question", "solution": "answer"}
+        splits[split] = Dataset.from_dict({name: [entry[key] for entry in fresh] for name, key in columns.items()})
         logger.info("%s%s: %d problems for %s", GENERATED, task, len(fresh), split)
     return DatasetDict(splits)
 
@@ -195,12 +193,11 @@ def prepare(
 
 def build_prompt(prompt: Any, system_prompt: str | None, conversational: bool) -> Any:
     """The prompt in the form asked for; a prompt that is a conversation already stays one."""
-    if not isinstance(prompt, str):
-        return ([{"role": "system", "content": system_prompt}] if system_prompt else []) + list(prompt)
-    if not conversational:
+    if isinstance(prompt, str) and not conversational:
         return f"{system_prompt}\n{prompt}" if system_prompt else prompt
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": prompt}]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [*system, *messages]
 
 
 def render(prompt: Any, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -219,7 +216,7 @@ def drop_unreadable_golds(dataset: "Dataset") -> "Dataset":
     """Normalises the solutions for math-verify; drops, counts and shows those that it cannot read."""
     golds = [normalise_gold(gold) for gold in dataset["solution"]]
     unsure = sorted({gold for gold in golds if gold is not None and not NUMBER.fullmatch(gold)})
-    verdicts = get_pool(Limits(budget=600)).judge([(gold, "") for gold in unsure]) if unsure else []
+    verdicts = get_pool(Limits(budget=600)).judge([(gold, "") for gold in unsure])
     bad = {gold for gold, verdict in zip(unsure, verdicts, strict=True) if verdict.status != "no_answer"}
     dropped = [index for index, gold in enumerate(golds) if gold in bad]
     missing = sum(gold is None for gold in golds)

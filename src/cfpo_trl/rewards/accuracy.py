@@ -60,7 +60,7 @@ class AccuracyReward:
         pairs = [
             (gold, text) for gold, text in zip(golds, texts, strict=True) if gold is not None and text is not None
         ]
-        verdicts = iter(get_pool(self.limits).judge(pairs) if pairs else ())
+        verdicts = iter(get_pool(self.limits).judge(pairs))
         return [
             Verdict("missing_gold", None)
             if gold is None
