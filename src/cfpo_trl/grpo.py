@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,8 @@ class CFPOScriptArguments(DataArguments):
 ARGUMENTS = (CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOTrainer"] | None = None) -> None:
+    """Trains. `trainer_class` takes the place of the objective's trainer, for experiments with others."""
     # Parse, and check all that needs no data and no model
     if not torch.accelerator.is_available():  # with several processes it would be "cpu:0", unknown to torch.load
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
@@ -147,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     quantization = get_quantization_config(model_args)
     stop = SaveOnSignal()
     benchmarks = EvaluateCheckpoints(script_args.benchmarks) if script_args.benchmarks else None
-    trainer_class = {"cfpo": CFPOTrainer, "grpo": GRPOTrainer}[script_args.objective]
+    trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": GRPOTrainer}[script_args.objective]
     with rollouts(training_args):
         trainer = trainer_class(
             model=model_args.model_name_or_path,

@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -21,13 +22,22 @@ class SoftClip:
     """The soft clip for one batch: called with the ratio in place of `torch.clamp`, and keeps what the metrics need.
 
     Args:
+        operator: [`~cfpo_trl.soft_clip`], or another of its signature with c·A ≤ r·A.
         advantages: `(B,)`, or `(B, T)` where a subclass gives one per token.
         mask: `(B, T)`, nonzero at the tokens that the loss counts.
         epsilon_low: Trust-region width where the ratio is below 1.
         epsilon_high: Trust-region width where the ratio is above 1.
     """
 
-    def __init__(self, advantages: Tensor, mask: Tensor, epsilon_low: float, epsilon_high: float):
+    def __init__(
+        self,
+        operator: Callable[[Tensor, Tensor, float, float], Tensor],
+        advantages: Tensor,
+        mask: Tensor,
+        epsilon_low: float,
+        epsilon_high: float,
+    ):
+        self.operator = operator
         self.advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
         self.mask = mask
         self.epsilon_low, self.epsilon_high = epsilon_low, epsilon_high
@@ -39,7 +49,7 @@ class SoftClip:
         if ratio.shape == self.mask.shape:
             # Padding was never sampled, so nothing bounds its ratio: keep an overflowing penalty out of inf·0.
             advantages = advantages * self.mask
-        clipped = soft_clip(ratio, advantages, self.epsilon_low, self.epsilon_high)
+        clipped = self.operator(ratio, advantages, self.epsilon_low, self.epsilon_high)
         self.ratio, self.clipped = ratio.detach(), clipped.detach()
         return clipped
 
@@ -92,6 +102,8 @@ class CFPOTrainer(GRPOTrainer):
         >>> trainer.train()
     """
 
+    soft_clip = staticmethod(soft_clip)  # what takes the clip's place; a subclass may exchange it
+
     _tag_names: ClassVar[list[str]] = ["trl", "cfpo"]
     _name = "CFPO"
     _paper: ClassVar[dict[str, str]] = {
@@ -135,7 +147,7 @@ class CFPOTrainer(GRPOTrainer):
         """
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         epsilons = self.epsilon_low, self.epsilon_high
-        clip = SoftClip(inputs["advantages"], mask, *epsilons)
+        clip = SoftClip(self.soft_clip, inputs["advantages"], mask, *epsilons)
         self.epsilon_low, self.epsilon_high = (SoftClipEpsilon(epsilon, clip) for epsilon in epsilons)
         try:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

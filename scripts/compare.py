@@ -1,0 +1,290 @@
+"""Runs a study: objectives compared over a grid of options, matched in all else, several runs at a time.
+
+python scripts/compare.py scripts/studies/quick.yaml     (or `make compare-objectives`)
+
+The same command goes on where a killed study stopped. A run is one of `src/cfpo_trl/grpo.py`, from a recipe in a
+folder of its own; all of them become one table, `table.parquet`, from which `compare_report.py` makes the report.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+REQUIRED = {"output", "recipe", "rollout_batches", "evaluations", "parts"}
+STUDY_KEYS = REQUIRED | {"prepare", "keep_models"}
+SHARED = {  # of every run; a study's recipe overrides it
+    "eval_strategy": "steps",
+    "eval_on_start": True,
+    "save_strategy": "no",
+    "report_to": "none",
+    "push_to_hub": False,
+    "disable_tqdm": True,
+    "steps_per_generation": 1,
+    "num_iterations": 1,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of a grid: the options that the study names, the whole recipe, the folder of its results, its parts."""
+
+    cell: dict[str, Any]
+    recipe: dict[str, Any]
+    folder: Path
+    parts: list[str]
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+
+def load_study(path: str | Path) -> dict[str, Any]:
+    """The study in a YAML file. Raises a `ValueError` that names an unknown or missing key and the choices."""
+    study = yaml.safe_load(Path(path).read_text())
+    if unknown := study.keys() - STUDY_KEYS:
+        raise ValueError(
+            f"{path} has {', '.join(sorted(unknown))}; a study's keys are {', '.join(sorted(STUDY_KEYS))}."
+        )
+    if missing := REQUIRED - study.keys():
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}.")
+    for name, part in study["parts"].items():
+        if part.keys() != {"question", "grid"} or not {"objective", "seed"} <= part["grid"].keys():
+            raise ValueError(f"part {name} of {path} needs a question, and a grid with at least objective and seed.")
+    return study
+
+
+def expand(study: dict[str, Any]) -> list[Run]:
+    """All runs of the study, each once although parts share some; within a part seed by seed.
+
+    Every run gets `rollout_batches` batches of rollouts, whatever it makes of them, and as many evaluations.
+    """
+    base = study["recipe"]
+    base = yaml.safe_load(Path(base).read_text()) if isinstance(base, str) else base
+    runs: dict[str, Run] = {}
+    for name, part in study["parts"].items():
+        choices = [value if isinstance(value, list) else [value] for value in part["grid"].values()]
+        cells = [dict(zip(part["grid"], values, strict=True)) for values in itertools.product(*choices)]
+        for cell in sorted(cells, key=lambda cell: cell["seed"]):
+            recipe = SHARED | base | cell
+            cycle = recipe["num_iterations"] * recipe["steps_per_generation"]
+            cycle //= recipe.get("gradient_accumulation_steps", 1)
+            recipe |= {
+                "max_steps": study["rollout_batches"] * cycle,
+                "eval_steps": study["rollout_batches"] * cycle // study["evaluations"],
+                "logging_steps": cycle,
+            }
+            digest = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+            folder = Path(study["output"]) / "runs" / digest
+            runs.setdefault(digest, Run(cell, recipe, folder, [])).parts.append(name)
+    return list(runs.values())
+
+
+class Worker:
+    """A process that trains one run after another, on a GPU or a core of its own, so that it imports once."""
+
+    def __init__(self, device: dict[str, str]):
+        self.device = device
+        self.process: subprocess.Popen | None = None
+
+    def train(self, run: Run, keep_model: bool) -> None:
+        """Leaves the run's `result.json`; where the process dies, it holds the failure."""
+        if self.process is None or self.process.poll() is not None:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, "--worker", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | self.device,
+                start_new_session=True,  # Ctrl-C is the parent's alone: it stops the workers, which save nothing
+            )
+        job = {"folder": str(run.folder), "cell": run.cell, "keep_model": keep_model}
+        try:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+            died = not self.process.stdout.readline()
+        except BrokenPipeError:
+            died = True
+        if died:
+            status = self.process.wait()
+            write_result(run.folder, run.cell, [], 0.0, f"the process died with status {status}")
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+
+def work(parent: int) -> None:
+    """The worker's side: a job per line of stdin, a line of stdout when it is done; ends with its parent."""
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    done = os.fdopen(os.dup(1), "w", buffering=1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        folder = Path(job["folder"])
+        with (folder / "log.txt").open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+            train(folder, job["cell"], job["keep_model"])
+        done.write("done\n")
+
+
+def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> None:
+    """One run, by the training script; what it raises becomes the run's failure, and part of the study's result."""
+    from cfpo_trl import CFPOTrainer, grpo
+    from objectives import build
+
+    trainers = []
+
+    def build_trainer(**arguments: Any) -> CFPOTrainer:
+        trainer_class = type("ComparedTrainer", (CFPOTrainer,), {"soft_clip": staticmethod(build(cell["objective"]))})
+        trainers.append(trainer_class(**arguments))
+        return trainers[0]
+
+    start, failure = time.perf_counter(), None
+    try:
+        grpo.main(["--config", str(folder / "recipe.yaml")], trainer_class=build_trainer)
+    except Exception as error:
+        traceback.print_exc()
+        failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        if not trainers:
+            failure = f"did not start: {failure}"
+    history = trainers[0].state.log_history if trainers else []
+    write_result(folder, cell, history, time.perf_counter() - start, failure)
+    if not keep_model:
+        for path in folder.glob("model*.safetensors"):
+            path.unlink()
+
+
+def write_result(folder: Path, cell: dict[str, Any], history: list, seconds: float, failure: str | None) -> None:
+    """At one go, so that a result that exists is whole."""
+    result = {"cell": cell, "commit": commit(), "seconds": seconds, "failure": failure, "history": history}
+    partial = folder / "result.part"
+    partial.write_text(json.dumps(result))
+    partial.replace(folder / "result.json")
+
+
+def commit() -> str:
+    """The commit that runs, with a + where files differ from it."""
+    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(described, capture_output=True, text=True).stdout.strip()
+
+
+def devices(workers: int | None) -> list[dict[str, str]]:
+    """Environments of the workers: one per GPU, else one per core; `workers` of them, round robin."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    workers = workers or gpus or len(os.sched_getaffinity(0))
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": str(index % gpus)} for index in range(workers)]
+    return [{"OMP_NUM_THREADS": "1"}] * workers
+
+
+def sweep(study: dict[str, Any], runs: list[Run], workers: int | None, minutes: float | None) -> None:
+    """Trains the runs that have no result yet; those that start after `minutes` wait for the next time."""
+    todo = [run for run in runs if not run.result.exists()]
+    for run in todo:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        objective = "grpo" if run.cell["objective"] == "grpo" else "cfpo"
+        recipe = run.recipe | {"objective": objective, "output_dir": str(run.folder)}
+        (run.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    idle: SimpleQueue[Worker] = SimpleQueue()
+    everyone = [Worker(device) for device in devices(workers)]
+    for worker in everyone:
+        idle.put(worker)
+    deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+
+    def task(run: Run) -> None:
+        if time.monotonic() > deadline:
+            return
+        worker = idle.get()
+        worker.train(run, study.get("keep_models", False))
+        idle.put(worker)
+
+    with (
+        tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", smoothing=0) as progress,
+        ThreadPoolExecutor(len(everyone)) as threads,
+    ):
+        futures = {threads.submit(task, run): run for run in todo}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                progress.update(futures[future].result.exists())
+        finally:
+            for worker in everyone:
+                worker.stop()
+            threads.shutdown(cancel_futures=True)
+
+
+def table(runs: list[Run]) -> pd.DataFrame:
+    """A row per run and logged step: the run, its options, seed, commit, seconds, failure, step, and all metrics.
+
+    Training's metrics stand beside those of the evaluation (`eval_…`) at the same step; what a run did not log is NaN.
+    """
+    rows = []
+    options = list(dict.fromkeys(option for run in runs for option in run.cell))
+    for run in runs:
+        if not run.result.exists():
+            continue
+        result = json.loads(run.result.read_text())
+        cycle = run.recipe["logging_steps"]
+        steps: dict[int, dict[str, Any]] = {0: {}}
+        for entry in result["history"]:
+            if "train_runtime" not in entry:
+                steps.setdefault(entry["step"], {}).update(entry)
+        facts = {"run": run.folder.name, "parts": " ".join(run.parts)}
+        facts |= {option: run.recipe.get(option) for option in options}
+        facts |= {key: result[key] for key in ("commit", "seconds", "failure")}
+        for step, metrics in sorted(steps.items()):
+            rows.append(facts | metrics | {"step": step, "rollout_batches": step / cycle})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", nargs="?", help="YAML file of the study")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="run these parts alone; default: all")
+    parser.add_argument("--workers", type=int, help="runs at a time; default: one per GPU, else one per core")
+    parser.add_argument("--minutes", type=float, help="start no run after this time; the next call goes on")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker)
+        return
+    study = load_study(options.study)
+    runs = expand(study)
+    todo = [run for run in runs if not options.parts or set(options.parts) & set(run.parts)]
+    if "prepare" in study and not all(run.result.exists() for run in todo):
+        subprocess.run([sys.executable, *study["prepare"].split()], check=True)
+    sweep(study, todo, options.workers, options.minutes)
+    output = Path(study["output"])
+    shutil.copy(options.study, output / "study.yaml")
+    everything = table(runs)
+    everything.to_parquet(output / "table.parquet", index=False)
+    print(f"{everything['run'].nunique()} of {len(runs)} runs in {output / 'table.parquet'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the comparisons train with: the clip, the soft clip, and candidates for a better penalty.
+
+Each is an operator c(ratio, advantages, epsilon_low, epsilon_high) in the clip's place, with c·A ≤ r·A. A candidate is
+a penalty P(r, ε) ≥ 0 per unit of |A|: c = r − sign(A)·P, as CFPO's own P = (r − 1)² / (2ε).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cfpo_trl import soft_clip
+
+Operator = Callable[[Tensor, Tensor, float, float], Tensor]
+Penalty = Callable[[Tensor, Tensor], Tensor]
+
+
+def clip(ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
+    """GRPO's clip, on the side where it binds: the other side never survives the minimum."""
+    return torch.where(advantages > 0, ratio.clamp(max=1 + epsilon_high), ratio.clamp(min=1 - epsilon_low))
+
+
+def quadratic(ratio: Tensor, epsilon: Tensor) -> Tensor:
+    """CFPO's own."""
+    return (ratio - 1).square() / (2 * epsilon)
+
+
+def bounded(slope: float) -> Penalty:
+    """Huber: the quadratic up to |r − 1| = slope·ε, then a straight line of that slope; infinite is CFPO."""
+
+    def penalty(ratio: Tensor, epsilon: Tensor) -> Tensor:
+        distance = (ratio - 1).abs()
+        inside = distance.minimum(slope * epsilon)
+        return inside.square() / (2 * epsilon) + slope * (distance - inside)
+
+    return penalty
+
+
+def smooth(slope: float) -> Penalty:
+    """Pseudo-Huber: slope²·ε·(√(1 + ((r − 1) / (slope·ε))²) − 1); its slope nears `slope`."""
+
+    def penalty(ratio: Tensor, epsilon: Tensor) -> Tensor:
+        return slope**2 * epsilon * ((1 + ((ratio - 1) / (slope * epsilon)).square()).sqrt() - 1)
+
+    return penalty
+
+
+def logarithmic(ratio: Tensor, epsilon: Tensor) -> Tensor:
+    """The quadratic in log r: no weight r in its gradient."""
+    return ratio.log().square() / (2 * epsilon)
+
+
+def operator(penalty: Penalty, one_sided: bool = False) -> Operator:
+    """The soft clip with another penalty; `one_sided`: only where the ratio went the way that the advantage points."""
+
+    def candidate(ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
+        ratio = ratio.to(torch.promote_types(ratio.dtype, torch.float32))
+        sign = advantages.sign().to(ratio.dtype).expand_as(ratio)
+        counted = (sign * (ratio - 1) > 0) if one_sided else (sign != 0)
+        inner = torch.where(counted, ratio, 1.0)  # an overflow outside must not come back as inf·0
+        epsilon = torch.where(ratio < 1, ratio.new_tensor(epsilon_low), ratio.new_tensor(epsilon_high))
+        return ratio - sign * torch.where(counted, penalty(inner, epsilon), 0.0)
+
+    return candidate
+
+
+def build(name: str) -> Operator:
+    """The operator that a study names: `cfpo`, `grpo`, `bounded-1.25`, `smooth-1.25`, `log`, `one_sided`."""
+    kind, _, value = name.partition("-")
+    if kind in ("bounded", "smooth") and value:
+        return operator({"bounded": bounded, "smooth": smooth}[kind](float(value)))
+    plain = {"cfpo": soft_clip, "grpo": clip, "log": operator(logarithmic)}
+    plain["one_sided"] = operator(quadratic, one_sided=True)
+    if name not in plain:
+        raise ValueError(f"objective={name!r} is unknown; use one of {', '.join(plain)}, bounded-<c>, smooth-<c>.")
+    return plain[name]
