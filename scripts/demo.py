@@ -3,6 +3,7 @@
 python scripts/demo.py     (or `make demo`)
 """
 
+import argparse
 import json
 import random
 import time
@@ -103,15 +104,26 @@ def plot(log: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    start = time.perf_counter()
+def prepare() -> list[dict]:
+    """Makes the words and the warm-started model; returns the held-out words."""
     train, held_out = make_words()
     (RUN / "words").mkdir(parents=True, exist_ok=True)
     for split, rows in (("train", train), ("test", held_out)):
         (RUN / "words" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
     print(f"1/3  Warm start on {len(train)} words, {NOISE:.0%} of the labels with one letter drawn anew", flush=True)
     warm_start(train)
+    return held_out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prepare", action="store_true", help="make the words and the warm-started model, and stop")
+    only_prepare = parser.parse_args().prepare
+
+    start = time.perf_counter()
+    held_out = prepare()
+    if only_prepare:
+        return
     print(f"2/3  CFPO: accelerate launch src/cfpo_trl/grpo.py --config {RECIPE}", flush=True)
     grpo.main(["--config", RECIPE])
     print(f"3/3  Accuracy on {len(held_out)} held-out words, which training never saw", flush=True)

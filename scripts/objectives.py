@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cfpo_trl import soft_clip
+from cfpo_trl import soft_clip, tv_distance
 
 Operator = Callable[[Tensor, Tensor, float, float], Tensor]
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -64,13 +64,42 @@ def operator(penalty: Penalty, one_sided: bool = False) -> Operator:
     return candidate
 
 
+class Adaptive:
+    """CFPO whose ε is scaled to hold the measured TV at a target: the constraint that the penalty relaxes.
+
+    An update that finds the TV above it shrinks ε by 5 %, one below grows it, within a factor of 10 of the given ε.
+    """
+
+    def __init__(self, target: float):
+        self.target, self.scale = target, 1.0
+
+    def __call__(self, ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
+        scale = self.scale
+        tv = tv_distance(ratio.detach(), advantages.expand_as(ratio))
+        if tv > 0:  # else it is the first update of a batch, which says nothing
+            self.scale = min(max(scale * (1.05 if tv < self.target else 1 / 1.05), 0.1), 10.0)
+        return soft_clip(ratio, advantages, epsilon_low * scale, epsilon_high * scale)
+
+
+PLAIN = {
+    "cfpo": soft_clip,
+    "grpo": clip,
+    "log": operator(logarithmic),
+    "one_sided": operator(quadratic, one_sided=True),
+}
+WITH_NUMBER = {
+    "bounded": lambda slope: operator(bounded(slope)),
+    "smooth": lambda slope: operator(smooth(slope)),
+    "adaptive": Adaptive,
+}
+
+
 def build(name: str) -> Operator:
-    """The operator that a study names: `cfpo`, `grpo`, `bounded-1.25`, `smooth-1.25`, `log`, `one_sided`."""
-    kind, _, value = name.partition("-")
-    if kind in ("bounded", "smooth") and value:
-        return operator({"bounded": bounded, "smooth": smooth}[kind](float(value)))
-    plain = {"cfpo": soft_clip, "grpo": clip, "log": operator(logarithmic)}
-    plain["one_sided"] = operator(quadratic, one_sided=True)
-    if name not in plain:
-        raise ValueError(f"objective={name!r} is unknown; use one of {', '.join(plain)}, bounded-<c>, smooth-<c>.")
-    return plain[name]
+    """The operator that a study names: cfpo, grpo, log, one_sided, bounded-1.25, smooth-1.25, adaptive-0.02."""
+    kind, _, number = name.partition("-")
+    if name in PLAIN:
+        return PLAIN[name]
+    if kind in WITH_NUMBER and number:
+        return WITH_NUMBER[kind](float(number))
+    choices = [*PLAIN, *(f"{kind}-<number>" for kind in WITH_NUMBER)]
+    raise ValueError(f"objective={name!r} is unknown; use one of {', '.join(choices)}.")

@@ -1,0 +1,350 @@
+"""A study's table as a report: report.md with tables, intervals and plots, beside the table.
+
+python scripts/compare_report.py runs/compare/quick     (`make compare-objectives` runs the study first)
+
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import yaml
+
+matplotlib.use("Agg")
+DEFINITIONS = """\
+Fixed before any run was looked at:
+
+- *final*: mean held-out reward of the last three evaluations; *best*: the highest mean of three neighbouring ones.
+- *collapsed*: the run failed, or its final is below half of its best, the start counted.
+- updates and tokens to a level: where the held-out reward first is at it, interpolated from the evaluation before.
+- differences are matched by setting and seed, GRPO subtracted; 95 % intervals by 10,000 bootstrap draws of the seeds.
+  Of three seeds such an interval is no wider than their range, so read a single setting's as that range.
+"""
+plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 130})
+
+SCORE = "eval_reward"
+LEVELS = (0.5, 0.8, 0.9)
+FACTS = ("run", "parts", "objective", "seed", "commit", "seconds", "failure")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
+STYLES = ("--", "-", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
+DIAGNOSTICS = {
+    "entropy": "entropy (nats)",
+    "cfpo/tv": "TV ½·E|r − 1|",
+    "cfpo/ratio_max": "largest ratio",
+    "cfpo/ratio_min": "smallest ratio",
+    "cfpo/penalty": "r·A − objective",
+    "clip_ratio/region_mean": "share a clip freezes",
+    "kl": "KL to the start",
+    "grad_norm": "gradient norm",
+    "completions/mean_length": "completion length",
+}
+LOGARITHMIC = ("cfpo/tv", "cfpo/ratio_max", "grad_norm", "kl", "cfpo/penalty")
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per run: options, start, final and best reward, whether it collapsed, what it took to reach the levels."""
+    options = list(table.columns[: table.columns.get_loc("commit")])
+    rows = []
+    for _, run in table.groupby("run", sort=False):
+        row = run.iloc[0][[*options, "commit", "seconds", "failure"]].to_dict()
+        scored = run.dropna(subset=[SCORE]) if SCORE in run else run.iloc[:0]
+        score, step = scored[SCORE].to_numpy(), scored["step"].to_numpy()
+        smooth = np.convolve(score, np.ones(3) / 3, mode="valid") if len(score) >= 3 else score
+        row["start"] = score[0] if len(score) else math.nan
+        row["best"] = max([*score[:1], *smooth], default=math.nan)
+        row["final"] = smooth[-1] if len(smooth) and row["failure"] is None else 0.0
+        row["collapsed"] = not row["final"] >= row["best"] / 2
+        tokens = run["num_tokens"].ffill().fillna(0.0) if "num_tokens" in run else run["step"] * math.nan
+        for level in LEVELS:
+            at = reached(step, score, level)
+            row[f"updates to {level:.0%}"] = at
+            row[f"tokens to {level:.0%}"] = np.interp(at, run["step"], tokens) if at < math.inf else math.inf
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def reached(step: np.ndarray, score: np.ndarray, level: float) -> float:
+    """The step at which the score first reaches `level`; infinite where it never does."""
+    above = np.flatnonzero(score >= level)
+    if not len(above):
+        return math.inf
+    last = above[0]
+    first = max(last - 1, 0)
+    return float(np.interp(level, score[[first, last]], step[[first, last]]))
+
+
+def varied(runs: pd.DataFrame) -> list[str]:
+    """The options that differ between runs, objective and seed aside."""
+    options = [option for option in runs.columns[: runs.columns.get_loc("commit")] if option not in FACTS]
+    return [option for option in options if runs[option].nunique(dropna=False) > 1]
+
+
+def settings(runs: pd.DataFrame, options: list[str]) -> list[tuple[dict[str, object], pd.DataFrame]]:
+    """The runs by setting of `options`, in order."""
+    if not options:
+        return [({}, runs)]
+    groups = runs.groupby(options, dropna=False)
+    return [(dict(zip(options, values, strict=True)), group) for values, group in groups]
+
+
+def differences(runs: pd.DataFrame, objective: str, value: str = "final") -> np.ndarray:
+    """Objective − GRPO of one setting, a number per seed that both have."""
+    wide = runs.pivot_table(index="seed", columns="objective", values=value)
+    if not {objective, "grpo"} <= set(wide.columns):
+        return np.array([])
+    return (wide[objective] - wide["grpo"]).dropna().to_numpy()
+
+
+def interval(settings_differences: list[np.ndarray], draws: int = 10_000) -> tuple[float, float, float] | None:
+    """Mean over settings, and its 95 % bootstrap interval: in every setting the seeds are drawn anew."""
+    pools = [values for values in settings_differences if len(values)]
+    if not pools:
+        return None
+    generator = np.random.default_rng(0)
+    means = np.mean([generator.choice(pool, (draws, len(pool))).mean(axis=1) for pool in pools], axis=0)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(np.mean([pool.mean() for pool in pools])), float(low), float(high)
+
+
+def written(bounds: tuple[float, float, float] | None) -> str:
+    return f"{bounds[0]:+.3f} [{bounds[1]:+.3f}, {bounds[2]:+.3f}]" if bounds else "–"
+
+
+def short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def named(setting: dict[str, object]) -> str:
+    return ", ".join(f"{option.replace('_', ' ')} {short(value)}" for option, value in setting.items())
+
+
+def markdown(rows: list[list[str]], header: list[str]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def headline(runs: pd.DataFrame, parts: dict[str, dict], objectives: list[str]) -> str:
+    """A row per part and objective: final and best reward, difference from GRPO, collapses, and seeds × settings."""
+    rows = []
+    for part in parts:
+        members = of_part(runs, part)
+        groups = settings(members, varied(members))
+        for objective in objectives:
+            mine = members[members["objective"] == objective]
+            if mine.empty:
+                continue
+            difference = [differences(group, objective) for _, group in groups]
+            row = [part, objective, f"{mine['final'].mean():.3f}", f"{mine['best'].mean():.3f}"]
+            row.append("–" if objective == "grpo" else written(interval(difference)))
+            rows.append([*row, f"{mine['collapsed'].sum()} of {len(mine)}", str(int(mine["failure"].notna().sum()))])
+    return markdown(rows, ["part", "objective", "final", "best", "final − GRPO's [95 %]", "collapsed", "failed"])
+
+
+def by_setting(members: pd.DataFrame, objectives: list[str]) -> str:
+    """A row per setting: each objective's final reward, its range over seeds, and its difference from GRPO."""
+    options = varied(members)
+    rows = []
+    for setting, group in settings(members, options):
+        row = [
+            f"{setting[option]:g}" if isinstance(setting[option], float) else str(setting[option])
+            for option in options
+        ]
+        for objective in objectives:
+            final = group.loc[group["objective"] == objective, "final"]
+            row.append(f"{final.mean():.3f} ({final.min():.2f}–{final.max():.2f})" if len(final) else "–")
+        for objective in objectives:
+            if objective != "grpo":
+                row.append(written(interval([differences(group, objective)])))
+        rows.append(row)
+    header = [*options, *objectives, *(f"{objective} − grpo" for objective in objectives if objective != "grpo")]
+    return markdown(rows, [name.replace("_", " ") for name in header])
+
+
+def speed(members: pd.DataFrame, objectives: list[str]) -> str:
+    """A row per setting and objective: median updates and tokens to each level, and how many seeds never got there."""
+    rows = []
+    for setting, group in settings(members, varied(members)):
+        for objective in objectives:
+            mine = group[group["objective"] == objective]
+            if mine.empty:
+                continue
+            cells = []
+            for level in LEVELS:
+                updates, tokens = mine[f"updates to {level:.0%}"], mine[f"tokens to {level:.0%}"]
+                never = int(np.isinf(updates).sum())
+                text = (
+                    f"{updates.median():.0f} / {tokens.median() / 1000:.0f}k"
+                    if updates.median() < math.inf
+                    else "never"
+                )
+                cells.append(text + (f" ({never} of {len(mine)} never)" if never and text != "never" else ""))
+            rows.append([named(setting) or "all", objective, *cells])
+    return markdown(rows, ["setting", "objective", *(f"{level:.0%}: updates / tokens" for level in LEVELS)])
+
+
+def of_part(table: pd.DataFrame, part: str) -> pd.DataFrame:
+    return table[table["parts"].str.split().map(lambda parts: part in parts)]
+
+
+def style(objectives: list[str], objective: str) -> dict[str, object]:
+    index = objectives.index(objective)
+    return {"color": COLORS[index % len(COLORS)], "linestyle": STYLES[index % len(STYLES)], "label": objective}
+
+
+def draw(axis: plt.Axes, table: pd.DataFrame, metric: str, objectives: list[str]) -> None:
+    """Mean over seeds against batches of rollouts, with a band from the lowest to the highest seed."""
+    for objective in objectives:
+        mine = table[table["objective"] == objective]
+        wide = mine.pivot_table(index="rollout_batches", columns="seed", values=metric) if metric in mine else mine[:0]
+        if wide.empty:
+            continue
+        x = wide.index.to_numpy(dtype=float)
+        axis.plot(x, wide.mean(axis=1), **style(objectives, objective), linewidth=1.5)
+        axis.fill_between(
+            x, wide.min(axis=1), wide.max(axis=1), color=style(objectives, objective)["color"], alpha=0.12
+        )
+
+
+def panels(rows: int, columns: int) -> tuple[plt.Figure, np.ndarray]:
+    return plt.subplots(
+        rows, columns, figsize=(2.9 * columns + 0.6, 2.1 * rows + 0.9), squeeze=False, sharex=True, layout="constrained"
+    )  # fmt: skip
+
+
+def legend(figure: plt.Figure, axes: np.ndarray) -> None:
+    entries = {
+        label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(len(entries), 8))
+
+
+def split(options: list[str]) -> tuple[list[str], list[str]]:
+    """The options for a figure's columns, and for its rows: the learning rate across where it varies."""
+    across = "learning_rate" if "learning_rate" in options else options[-1] if options else None
+    return [across] if across else [], [option for option in options if option != across]
+
+
+def plot_curves(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[str], path: Path) -> None:
+    across, down = split(varied(runs))
+    rows = settings(runs, down)
+    columns = [setting for setting, _ in settings(runs, across)]
+    figure, axes = panels(len(rows), len(columns))
+    for y, (setting, group) in enumerate(rows):
+        for x, column in enumerate(columns):
+            members = group[np.logical_and.reduce([group[name] == value for name, value in column.items()] or [True])]
+            draw(axes[y, x], table[table["run"].isin(members["run"])], SCORE, objectives)
+            axes[y, x].set_title("\n".join(filter(None, [named(setting), named(column)])), fontsize=8)
+            axes[y, x].set_ylim(0, 1)
+        axes[y, 0].set_ylabel("held-out reward")
+    for axis in axes[-1]:
+        axis.set_xlabel("batches of rollouts")
+    legend(figure, axes)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_diagnostics(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[str], path: Path) -> None:
+    """A column per setting, a row per metric."""
+    columns = settings(runs, varied(runs))
+    metrics = [metric for metric in DIAGNOSTICS if metric in table and table[metric].notna().any()]
+    figure, axes = panels(len(metrics), len(columns))
+    for x, (setting, group) in enumerate(columns):
+        rows = table[table["run"].isin(group["run"])]
+        for y, metric in enumerate(metrics):
+            draw(axes[y, x], rows, metric, objectives)
+            if metric in LOGARITHMIC and (rows[metric] > 0).any():
+                axes[y, x].set_yscale("log")
+            axes[y, 0].set_ylabel(DIAGNOSTICS[metric])
+        axes[0, x].set_title(named(setting), fontsize=8)
+        axes[-1, x].set_xlabel("batches of rollouts")
+    legend(figure, axes)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_heat_map(runs: pd.DataFrame, objectives: list[str], path: Path) -> None:
+    """Final reward over iterations × learning rate, mean over seeds, a panel per objective; the stable regime."""
+    shown = [objective for objective in objectives if objective in set(runs["objective"])]
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(3.4 * len(shown) + 0.8, 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, objective in zip(axes[0], shown, strict=True):
+        mine = runs[runs["objective"] == objective]
+        index = {"index": "num_iterations", "columns": "learning_rate"}
+        final = mine.pivot_table(values="final", **index)
+        collapsed = mine.pivot_table(values="collapsed", aggfunc="sum", **index)
+        image = axis.imshow(final, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
+        axis.grid(visible=False)
+        axis.set(xticks=range(final.shape[1]), xticklabels=[f"{rate:g}" for rate in final.columns])
+        axis.set(yticks=range(final.shape[0]), yticklabels=final.index)
+        axis.set(title=objective, xlabel="learning rate", ylabel="iterations")
+        for (row, column), value in np.ndenumerate(final.to_numpy()):
+            if not np.isnan(value):
+                marks = "×" * int(collapsed.iloc[row, column])
+                color = "white" if value < 0.55 else "black"
+                axis.text(column, row, f"{value:.2f}\n{marks}".strip(), ha="center", va="center", color=color)
+    figure.colorbar(image, ax=axes[0, -1], label="final held-out reward")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def section(
+    table: pd.DataFrame, runs: pd.DataFrame, part: str, question: str, objectives: list[str], out: Path
+) -> str:
+    """A part's tables and plots."""
+    members = of_part(runs, part)
+    present = [objective for objective in objectives if objective in set(members["objective"])]
+    options = varied(members)
+    text = [f"## {part}: {question}", by_setting(members, present)]
+    if {"num_iterations", "learning_rate"} <= set(options):
+        plot_heat_map(members, objectives, out / f"{part}-final.png")
+        text.append(f"Final held-out reward, mean of seeds; × marks a collapsed seed:\n\n![]({part}-final.png)")
+    plot_curves(table, members, objectives, out / f"{part}-curves.png")
+    text.append(f"Held-out reward, mean and range of seeds:\n\n![]({part}-curves.png)")
+    text.append("What it took (median of seeds):\n\n" + speed(members, present))
+    _, down = split(options)
+    for number, (setting, group) in enumerate(settings(members, down)):
+        name = f"{part}-diagnostics-{number}.png"
+        plot_diagnostics(table, group, objectives, out / name)
+        text.append(f"<details><summary>Diagnostics, {named(setting) or part}</summary>\n\n![]({name})\n\n</details>")
+    return "\n\n".join(text)
+
+
+def report(folder: Path) -> Path:
+    """Writes `report.md`, its plots and `runs.csv` (a row per run) into the study's folder; returns the report."""
+    table = pd.read_parquet(folder / "table.parquet")
+    parts = yaml.safe_load((folder / "study.yaml").read_text())["parts"]
+    runs = summarise(table)
+    runs.to_csv(folder / "runs.csv", index=False, float_format="%.4g")
+    objectives = list(dict.fromkeys(["grpo", "cfpo", *runs["objective"]]))
+    text = [
+        f"# {folder.name}: {len(runs)} runs",
+        f"Commits {', '.join(sorted(set(runs['commit'])))}; {runs['seconds'].sum() / 3600:.1f} hours of runs in all. "
+        "Every run's options and summary: `runs.csv`; every logged metric: `table.parquet`.",
+        DEFINITIONS,
+        "## Headline",
+        headline(runs, parts, objectives),
+        "Settings of a part are averaged with equal weight; the sections below have each.",
+    ]
+    failed = runs.loc[runs["failure"].notna(), ["run", "objective", "failure"]]
+    if len(failed):
+        text.append(f"{len(failed)} runs failed:\n\n" + markdown(failed.astype(str).to_numpy().tolist(), list(failed)))
+    for part, described in parts.items():
+        if len(of_part(runs, part)):
+            text.append(section(table, runs, part, described["question"], objectives, folder))
+    path = folder / "report.md"
+    path.write_text("\n\n".join(text) + "\n")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the study's output, with table.parquet and study.yaml")
+    print(report(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The sweeps: what a study expands to, the numbers of its report, and one that is killed and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from compare import expand, load_study
+from compare_report import differences, headline, interval, reached, report, summarise
+
+ROOT = Path(__file__).parent.parent
+STUDIES = sorted(
+    path for path in (ROOT / "scripts" / "studies").glob("*.yaml") if "parts" in yaml.safe_load(path.read_text())
+)
+
+
+def study(**changes):
+    grid = {"objective": ["grpo", "cfpo"], "num_iterations": [1, 4], "seed": [0, 1]}
+    base = {"model_name_or_path": "model", "per_device_train_batch_size": 16}
+    return {
+        "output": "out",
+        "recipe": base,
+        "rollout_batches": 12,
+        "evaluations": 3,
+        "parts": {"one": {"question": "?", "grid": grid}},
+    } | changes
+
+
+def test_runs_of_a_study_are_matched_in_rollouts_and_evaluations():
+    runs = expand(study())
+    assert len(runs) == 8
+    for run in runs:
+        iterations = run.recipe["num_iterations"]
+        assert run.recipe["max_steps"] == 12 * iterations
+        assert run.recipe["eval_steps"] * 3 == run.recipe["max_steps"]
+        assert run.recipe["logging_steps"] == iterations
+    one, other = (run.recipe for run in runs if run.cell["num_iterations"] == 4 and run.cell["seed"] == 0)
+    assert {key for key in one if one[key] != other[key]} == {"objective"}
+    assert [run.cell["seed"] for run in runs] == [0] * 4 + [1] * 4  # whole grids first, where it is stopped
+
+
+def test_split_rollouts_are_matched_too():
+    (run,) = expand(
+        study(
+            parts={
+                "stale": {
+                    "question": "?",
+                    "grid": {"objective": "cfpo", "seed": 0, "steps_per_generation": 4, "num_iterations": 2},
+                }
+            }
+        )
+    )
+    assert run.recipe["max_steps"] == 12 * 4 * 2
+
+
+def test_parts_share_runs():
+    parts = study()["parts"] | {
+        "two": {"question": "?", "grid": {"objective": "cfpo", "num_iterations": 4, "seed": [1, 2]}}
+    }
+    runs = expand(study(parts=parts))
+    assert len(runs) == 9
+    assert [run.parts for run in runs if "two" in run.parts] == [["one", "two"], ["two"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grids": {}}, "has grids; a study's keys are evaluations, keep_models, output, parts"),
+        ({"recipe": None}, "lacks recipe"),
+        ({"parts": {"one": {"question": "?", "grid": {"seed": 0}}}}, "part one of .* at least objective and seed"),
+    ],
+)
+def test_wrong_study_is_refused(tmp_path, change, message):
+    content = {key: value for key, value in (study() | change).items() if value is not None}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=message):
+        load_study(tmp_path / "study.yaml")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_studies_of_the_repository(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    runs = expand(load_study(path))
+    assert {run.cell["objective"] for run in runs} >= {"cfpo", "grpo"}
+    for run in runs:
+        assert run.recipe["max_steps"] % run.recipe["eval_steps"] == 0
+
+
+def make_table(curves: dict[tuple[str, int], list[float]], failure: str | None = None) -> pd.DataFrame:
+    """A table as `compare.py` writes it: an evaluation every 10 steps, 100 tokens each."""
+    rows = []
+    for (objective, seed), curve in curves.items():
+        for index, value in enumerate(curve):
+            facts = {"run": f"{objective}{seed}", "parts": "one", "objective": objective, "seed": seed}
+            facts |= {"commit": "abc", "seconds": 1.0, "failure": failure}
+            metrics = {"eval_reward": value, "num_tokens": 100.0 * index, "step": 10 * index, "rollout_batches": index}
+            rows.append(facts | metrics)
+    return pd.DataFrame(rows)
+
+
+def test_summary_of_a_run():
+    row = summarise(make_table({("cfpo", 0): [0.4, 0.6, 0.8, 1.0, 0.9, 0.8]})).iloc[0]
+    assert row["start"] == 0.4
+    assert row["final"] == pytest.approx(0.9)
+    assert row["best"] == pytest.approx(0.9)
+    assert not row["collapsed"]
+    assert row["updates to 50%"] == pytest.approx(5)
+    assert row["tokens to 90%"] == pytest.approx(250)
+
+
+@pytest.mark.parametrize(
+    ("curve", "failure", "collapsed"),
+    [
+        ([0.5, 0.9, 0.9, 0.9, 0.46, 0.46, 0.46], None, False),
+        ([0.5, 0.9, 0.9, 0.9, 0.44, 0.44, 0.44], None, True),
+        ([0.5, 0.1, 0.1, 0.1], None, True),  # the start counts
+        ([0.5, 0.9, 0.9, 0.9], "RuntimeError: probability tensor contains nan", True),
+        ([float("nan")] * 4, None, True),
+    ],
+)
+def test_collapse(curve, failure, collapsed):
+    assert summarise(make_table({("grpo", 0): curve}, failure)).iloc[0]["collapsed"] == collapsed
+
+
+def test_reached():
+    step, score = np.array([0, 10, 20]), np.array([0.2, 0.6, 0.4])
+    assert reached(step, score, 0.5) == pytest.approx(7.5)
+    assert reached(step, score, 0.1) == 0
+    assert reached(step, score, 0.7) == np.inf
+
+
+def test_differences_are_matched_by_seed_and_their_interval_holds_the_mean():
+    flat = {("grpo", 0): [0.5] * 4, ("grpo", 1): [0.7] * 4, ("cfpo", 0): [0.6] * 4, ("cfpo", 1): [0.9] * 4}
+    found = differences(summarise(make_table(flat | {("cfpo", 2): [0.1] * 4})), "cfpo")
+    assert found == pytest.approx([0.1, 0.2])  # seed 2 has no partner
+    mean, low, high = interval([found])
+    assert (mean, low, high) == pytest.approx((0.15, 0.1, 0.2))
+    many = np.random.default_rng(1).normal(0.1, 0.05, 400)
+    mean, low, high = interval([many])
+    assert high - low == pytest.approx(2 * 1.96 * 0.05 / 20, rel=0.15)
+    assert interval([np.array([])]) is None
+
+
+def test_headline_counts_collapsed_and_failed_runs():
+    runs = summarise(make_table({("grpo", 0): [0.5, 0.1, 0.1, 0.1], ("cfpo", 0): [0.5, 0.6, 0.6, 0.6]}))
+    text = headline(runs, {"one": {}}, ["grpo", "cfpo"])
+    assert "| one | grpo | 0.100 | 0.500 | – | 1 of 1 | 0 |" in text
+    assert "| one | cfpo | 0.600 | 0.600 | +0.500 [+0.500, +0.500] | 0 of 1 | 0 |" in text
+
+
+def finished(output: Path) -> dict[Path, float]:
+    return {path: path.stat().st_mtime for path in output.glob("runs/*/result.json")}
+
+
+@pytest.mark.slow
+def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
+    """As a user runs it, but for a folder of its own."""
+    content = yaml.safe_load((ROOT / "scripts/studies/quick.yaml").read_text()) | {"output": str(tmp_path / "quick")}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "scripts/compare.py", str(tmp_path / "study.yaml")]
+    output, environment = tmp_path / "quick", os.environ | {"PYTHONPATH": "scripts"}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    while len(finished(output)) < 3:
+        assert first.poll() is None
+        time.sleep(0.5)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    time.sleep(3)  # the workers notice within a second
+    before = finished(output)
+    assert not subprocess.run(["pgrep", "-f", f"--worker {first.pid}"], capture_output=True).stdout
+
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    after = finished(output)
+    assert len(before) < len(after) == 16
+    assert before.items() <= after.items()  # what was finished was not run again
+
+    table = pd.read_parquet(output / "table.parquet")
+    assert table["run"].nunique() == 16
+    assert table["failure"].isna().all()
+    assert (table.groupby("run")["eval_reward"].count() == 7).all()  # the start, and six more
+    for _, run in table.groupby("run"):
+        trained = run[run["step"] > 0]
+        assert len(trained) == 24  # a row per batch of rollouts
+        assert trained[["reward", "entropy", "grad_norm", "cfpo/tv", "num_tokens"]].notna().all(axis=None)
+    one = table[table["num_iterations"] == 1].set_index(["learning_rate", "seed", "step"])
+    metrics = ["reward", "eval_reward", "loss", "grad_norm", "entropy"]
+    grpo, cfpo = (one.loc[one["objective"] == name, metrics] for name in ("grpo", "cfpo"))
+    pd.testing.assert_frame_equal(grpo, cfpo)  # with one update per batch they are the same algorithm
+    runs = summarise(table)
+    assert (runs["final"] > runs["start"]).mean() > 0.8
+
+    text = report(output).read_text()
+    assert text.count("![](") == 4  # final, curves, and diagnostics for each number of iterations
+    for name in ("regime-final.png", "regime-curves.png", "regime-diagnostics-0.png", "regime-diagnostics-1.png"):
+        assert f"![]({name})" in text
+        assert (output / name).stat().st_size > 10_000
+    assert len(pd.read_csv(output / "runs.csv")) == 16
+    recipe = yaml.safe_load(next(output.glob("runs/*/recipe.yaml")).read_text())
+    assert json.loads(next(output.glob("runs/*/result.json")).read_text())["cell"].items() <= recipe.items()
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_a_result_and_the_others_go_on(tmp_path):
+    content = yaml.safe_load((ROOT / "scripts/studies/quick.yaml").read_text())
+    content |= {"output": str(tmp_path / "out"), "rollout_batches": 2, "evaluations": 1}
+    content["parts"]["regime"]["grid"] = {
+        "objective": ["cfpo"],
+        "learning_rate": [1.0e-4, 1.0e30],
+        "seed": 0,
+        "num_iterations": 2,
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    environment = os.environ | {"PYTHONPATH": "scripts"}
+    subprocess.run(
+        [sys.executable, "scripts/compare.py", str(tmp_path / "study.yaml")], cwd=ROOT, env=environment, check=True
+    )
+    runs = summarise(pd.read_parquet(tmp_path / "out" / "table.parquet")).set_index("learning_rate")
+    assert runs.loc[1.0e-4, "failure"] is None
+    assert "nan" in runs.loc[1.0e30, "failure"]
+    assert runs.loc[1.0e30, "collapsed"]
+    assert "failed" in report(tmp_path / "out").read_text()
