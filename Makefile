@@ -11,7 +11,7 @@ DEMO := runs/demo/cfpo/model.safetensors
 CHECKED := src tests scripts setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-trl-versions test-scale test-evaluate evaluate compare style quality benchmark benchmark-rewards clean
+.PHONY: help install demo test test-fast test-trl-versions test-scale test-evaluate evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -77,6 +77,13 @@ evaluate: $(EVALUATE_INSTALLED) ## Score MODEL on TASK with lighteval; the READM
 
 compare: $(EVALUATE_INSTALLED) ## B against A on the same questions, both folders that make evaluate wrote
 	@$(EVALUATE)/bin/python -m cfpo_trl.evaluation.compare "$(A)" "$(B)"
+
+STUDY ?= scripts/studies/quick.yaml
+compare-objectives: $(INSTALLED) ## Train CFPO and GRPO side by side, as STUDY says, and report: 4 minutes, tables and plots
+	$(BIN)/python scripts/compare.py $(STUDY)
+
+bandit: $(INSTALLED) ## What the objectives do when rollouts are reused, with exact gradients: a minute, a table and a plot
+	$(BIN)/python scripts/bandit.py
 
 benchmark: $(INSTALLED) ## CFPO against GRPO: step time and peak memory, and the soft clip against the clamp
 	$(BIN)/python scripts/benchmark.py

@@ -3,7 +3,7 @@
 python scripts/compare.py scripts/studies/quick.yaml     (or `make compare-objectives`)
 
 The same command goes on where a killed study stopped. A run is one of `src/cfpo_trl/grpo.py`, from a recipe in a
-folder of its own; all of them become one table, `table.parquet`, from which `compare_report.py` makes the report.
+folder of its own; all of them become one table, `table.parquet`, and `compare_report.py` makes the report from it.
 """
 
 import argparse
@@ -273,6 +273,8 @@ def main() -> None:
     if options.worker:
         work(options.worker)
         return
+    from compare_report import report  # after the workers' way out: they need no plots
+
     study = load_study(options.study)
     runs = expand(study)
     todo = [run for run in runs if not options.parts or set(options.parts) & set(run.parts)]
@@ -284,6 +286,7 @@ def main() -> None:
     everything = table(runs)
     everything.to_parquet(output / "table.parquet", index=False)
     print(f"{everything['run'].nunique()} of {len(runs)} runs in {output / 'table.parquet'}")
+    print(f"Report: {report(output)}")
 
 
 if __name__ == "__main__":

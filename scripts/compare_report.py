@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.ticker import NullFormatter
 
 matplotlib.use("Agg")
 DEFINITIONS = """\
@@ -209,9 +210,8 @@ def draw(axis: plt.Axes, table: pd.DataFrame, metric: str, objectives: list[str]
 
 
 def panels(rows: int, columns: int) -> tuple[plt.Figure, np.ndarray]:
-    return plt.subplots(
-        rows, columns, figsize=(2.9 * columns + 0.6, 2.1 * rows + 0.9), squeeze=False, sharex=True, layout="constrained"
-    )  # fmt: skip
+    size = (2.9 * columns + 0.6, 2.1 * rows + 0.9)
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, layout="constrained")
 
 
 def legend(figure: plt.Figure, axes: np.ndarray) -> None:
@@ -236,9 +236,9 @@ def plot_curves(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[str], 
         for x, column in enumerate(columns):
             members = group[np.logical_and.reduce([group[name] == value for name, value in column.items()] or [True])]
             draw(axes[y, x], table[table["run"].isin(members["run"])], SCORE, objectives)
-            axes[y, x].set_title("\n".join(filter(None, [named(setting), named(column)])), fontsize=8)
             axes[y, x].set_ylim(0, 1)
-        axes[y, 0].set_ylabel("held-out reward")
+            axes[0, x].set_title(named(column))
+        axes[y, 0].set_ylabel(f"{named(setting)}\nheld-out reward".strip())
     for axis in axes[-1]:
         axis.set_xlabel("batches of rollouts")
     legend(figure, axes)
@@ -257,8 +257,10 @@ def plot_diagnostics(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[s
             draw(axes[y, x], rows, metric, objectives)
             if metric in LOGARITHMIC and (rows[metric] > 0).any():
                 axes[y, x].set_yscale("log")
+                axes[y, x].yaxis.set_major_formatter("{x:g}")
+                axes[y, x].yaxis.set_minor_formatter(NullFormatter())
             axes[y, 0].set_ylabel(DIAGNOSTICS[metric])
-        axes[0, x].set_title(named(setting), fontsize=8)
+        axes[0, x].set_title(named(setting))
         axes[-1, x].set_xlabel("batches of rollouts")
     legend(figure, axes)
     figure.savefig(path)
