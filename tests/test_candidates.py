@@ -6,6 +6,7 @@ from trl import GRPOTrainer
 
 from cfpo_trl import CFPOTrainer, soft_clip
 from objectives import Adaptive, bounded, build, clip, operator
+from tiny_model import build_model
 
 NAMES = ["grpo", "cfpo", "bounded-1", "bounded-1.25", "bounded-4", "smooth-1.25", "log", "one_sided"]
 ADVANTAGES = [-2.0, -0.5, 0.5, 2.0]
@@ -112,3 +113,16 @@ def test_grpo_of_a_study_is_trl_s_grpo_number_for_number(build_trainer, options)
         assert [mine.get(key) for key in keys] == [other.get(key) for key in keys]
     assert ours.state.log_history[-2]["clip_ratio/region_mean"] > 0  # the clip did bind
     assert all(map(torch.equal, ours.model.parameters(), theirs.model.parameters()))
+
+
+def test_the_studies_beta_logs_the_kl_and_changes_nothing(build_trainer, tokenizer, tmp_path):
+    build_model(tokenizer, hidden_size=32, layers=2).save_pretrained(tmp_path / "start")  # TRL loads it as reference
+    options = {"num_iterations": 4, "max_steps": 12, "learning_rate": 3e-3, "model": str(tmp_path / "start")}
+    without = build_trainer(**options)
+    without.train()
+    measured = build_trainer(beta=1e-20, **options)
+    measured.train()
+    assert measured.state.log_history[-2]["kl"] > 1e-3
+    for mine, other in zip(measured.state.log_history[:-1], without.state.log_history[:-1], strict=True):
+        assert [mine[key] for key in ("loss", "grad_norm")] == [other[key] for key in ("loss", "grad_norm")]
+    assert all(map(torch.equal, measured.model.parameters(), without.model.parameters()))
