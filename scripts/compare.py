@@ -173,8 +173,10 @@ def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> None:
     history = trainers[0].state.log_history if trainers else []
     write_result(folder, cell, history, time.perf_counter() - start, failure)
     if not keep_model:
-        for path in folder.glob("model*.safetensors"):
-            path.unlink()
+        for weights in folder.glob("*model*.safetensors"):
+            weights.unlink()
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
 
 
 def write_result(folder: Path, cell: dict[str, Any], history: list, seconds: float, failure: str | None) -> None:
@@ -253,7 +255,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
         steps: dict[int, dict[str, Any]] = {0: {}}
         for entry in result["history"]:
             if "train_runtime" not in entry:
-                steps.setdefault(entry["step"], {}).update(entry)
+                steps[entry["step"]] = entry | steps.get(entry["step"], {})  # a resumed run evaluates once more
         facts = {"run": run.folder.name, "parts": " ".join(run.parts)}
         facts |= {option: run.recipe.get(option) for option in options}
         facts |= {key: result[key] for key in ("commit", "seconds", "failure")}

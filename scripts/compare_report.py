@@ -57,7 +57,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         smooth = np.convolve(score, np.ones(3) / 3, mode="valid") if len(score) >= 3 else score
         row["start"] = score[0] if len(score) else math.nan
         row["best"] = max([*score[:1], *smooth], default=math.nan)
-        row["final"] = smooth[-1] if len(smooth) and row["failure"] is None else 0.0
+        row["final"] = smooth[-1] if len(smooth) and pd.isna(row["failure"]) else 0.0
         row["collapsed"] = not row["final"] >= row["best"] / 2
         tokens = run["num_tokens"].ffill().fillna(0.0) if "num_tokens" in run else run["step"] * math.nan
         for level in LEVELS:
@@ -234,7 +234,9 @@ def plot_curves(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[str], 
     figure, axes = panels(len(rows), len(columns))
     for y, (setting, group) in enumerate(rows):
         for x, column in enumerate(columns):
-            members = group[np.logical_and.reduce([group[name] == value for name, value in column.items()] or [True])]
+            members = group
+            for option, value in column.items():
+                members = members[members[option] == value]
             draw(axes[y, x], table[table["run"].isin(members["run"])], SCORE, objectives)
             axes[y, x].set_ylim(0, 1)
             axes[0, x].set_title(named(column))

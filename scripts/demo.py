@@ -117,13 +117,15 @@ def prepare() -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prepare", action="store_true", help="make the words and the warm-started model, and stop")
-    only_prepare = parser.parse_args().prepare
+    only = "make the words and the warm-started model, if they are missing, and stop"
+    parser.add_argument("--prepare", action="store_true", help=only)
+    if parser.parse_args().prepare:
+        if not (RUN / "start" / "model.safetensors").exists():
+            prepare()
+        return
 
     start = time.perf_counter()
     held_out = prepare()
-    if only_prepare:
-        return
     print(f"2/3  CFPO: accelerate launch src/cfpo_trl/grpo.py --config {RECIPE}", flush=True)
     grpo.main(["--config", RECIPE])
     print(f"3/3  Accuracy on {len(held_out)} held-out words, which training never saw", flush=True)

@@ -1,7 +1,6 @@
 """The sweeps: what a study expands to, the numbers of its report, and one that is killed and goes on."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -160,14 +159,21 @@ def finished(output: Path) -> dict[Path, float]:
     return {path: path.stat().st_mtime for path in output.glob("runs/*/result.json")}
 
 
+def write_study(path: Path, output: Path, grid: dict, **changes) -> list[str]:
+    """The quick study with another grid; returns the command that runs it."""
+    content = yaml.safe_load((ROOT / "scripts/studies/quick.yaml").read_text()) | {"output": str(output)} | changes
+    content["parts"]["regime"]["grid"] = grid
+    path.write_text(yaml.safe_dump(content))
+    return [sys.executable, "scripts/compare.py", str(path)]
+
+
 @pytest.mark.slow
 def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
     """As a user runs it, but for a folder of its own."""
-    content = yaml.safe_load((ROOT / "scripts/studies/quick.yaml").read_text()) | {"output": str(tmp_path / "quick")}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, "scripts/compare.py", str(tmp_path / "study.yaml")]
-    output, environment = tmp_path / "quick", os.environ | {"PYTHONPATH": "scripts"}
-    first = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    content = yaml.safe_load((ROOT / "scripts/studies/quick.yaml").read_text())
+    output = tmp_path / "quick"
+    command = write_study(tmp_path / "study.yaml", output, content["parts"]["regime"]["grid"])
+    first = subprocess.Popen(command, cwd=ROOT)
     while len(finished(output)) < 3:
         assert first.poll() is None
         time.sleep(0.5)
@@ -177,7 +183,7 @@ def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
     before = finished(output)
     assert not subprocess.run(["pgrep", "-f", f"--worker {first.pid}"], capture_output=True).stdout
 
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    subprocess.run(command, cwd=ROOT, check=True)
     after = finished(output)
     assert len(before) < len(after) == 16
     assert before.items() <= after.items()  # what was finished was not run again
@@ -208,22 +214,40 @@ def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_run_that_saved_goes_on_as_if_uninterrupted(tmp_path):
+    recipe = yaml.safe_load((ROOT / "scripts/studies/quick_recipe.yaml").read_text())
+    recipe |= {"save_strategy": "steps", "save_steps": 8}
+    grid = {"objective": "cfpo", "num_iterations": 2, "learning_rate": 3.0e-4, "seed": 0}
+    tables = []
+    for name in ("whole", "killed"):
+        changes = {"recipe": recipe, "rollout_batches": 12, "evaluations": 3}
+        command = write_study(tmp_path / f"{name}.yaml", tmp_path / name, grid, **changes)
+        if name == "killed":
+            first = subprocess.Popen(command, cwd=ROOT)
+            while not list((tmp_path / name).glob("runs/*/checkpoint-8/trainer_state.json")):
+                assert first.poll() is None
+                time.sleep(0.01)
+            first.kill()
+            first.wait()
+            time.sleep(3)
+            assert not finished(tmp_path / name)
+        subprocess.run(command, cwd=ROOT, check=True)
+        tables.append(pd.read_parquet(tmp_path / name / "table.parquet"))
+        assert not list((tmp_path / name).glob("runs/*/checkpoint-*"))
+    metrics = ["step", "loss", "reward", "eval_reward", "grad_norm", "entropy", "cfpo/tv", "num_tokens"]
+    pd.testing.assert_frame_equal(tables[0][metrics], tables[1][metrics])
+    log = next((tmp_path / "killed").glob("runs/*/log.txt")).read_text()
+    assert "Going on from" in log
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_is_a_result_and_the_others_go_on(tmp_path):
-    content = yaml.safe_load((ROOT / "scripts/studies/quick.yaml").read_text())
-    content |= {"output": str(tmp_path / "out"), "rollout_batches": 2, "evaluations": 1}
-    content["parts"]["regime"]["grid"] = {
-        "objective": ["cfpo"],
-        "learning_rate": [1.0e-4, 1.0e30],
-        "seed": 0,
-        "num_iterations": 2,
-    }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    environment = os.environ | {"PYTHONPATH": "scripts"}
-    subprocess.run(
-        [sys.executable, "scripts/compare.py", str(tmp_path / "study.yaml")], cwd=ROOT, env=environment, check=True
-    )
+    grid = {"objective": ["cfpo"], "learning_rate": [1.0e-4, 1.0e30], "seed": 0, "num_iterations": 2}
+    command = write_study(tmp_path / "study.yaml", tmp_path / "out", grid, rollout_batches=2, evaluations=1)
+    subprocess.run(command, cwd=ROOT, check=True)
     runs = summarise(pd.read_parquet(tmp_path / "out" / "table.parquet")).set_index("learning_rate")
-    assert runs.loc[1.0e-4, "failure"] is None
+    assert pd.isna(runs.loc[1.0e-4, "failure"])
+    assert runs.loc[1.0e-4, "final"] > 0.2
     assert "nan" in runs.loc[1.0e30, "failure"]
     assert runs.loc[1.0e30, "collapsed"]
     assert "failed" in report(tmp_path / "out").read_text()
