@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pandas as pd
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 REQUIRED = {"output", "recipe", "rollout_batches", "evaluations", "parts"}
 STUDY_KEYS = REQUIRED | {"prepare", "keep_models"}
+NOT_FINITE = ("probability tensor contains", "device-side assert")  # what sampling from NaN raises on CPUs and GPUs
 SHARED = {  # of every run; a study's recipe overrides it
     "eval_strategy": "steps",
     "eval_on_start": True,
@@ -105,8 +107,8 @@ class Worker:
         self.process: subprocess.Popen | None = None
 
     def train(self, run: Run, keep_model: bool) -> None:
-        """Leaves the run's `result.json`; where the process dies, it holds the failure."""
-        if self.process is None or self.process.poll() is not None:
+        """Leaves the run's `result.json`. Raises a `RuntimeError` with the reason where it did not end by itself."""
+        if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, __file__, "--worker", str(os.getpid())],
                 stdin=subprocess.PIPE,
@@ -116,24 +118,23 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is the parent's alone: it stops the workers, which save nothing
             )
         job = {"folder": str(run.folder), "cell": run.cell, "keep_model": keep_model}
-        try:
-            self.process.stdin.write(json.dumps(job) + "\n")
-            self.process.stdin.flush()
-            died = not self.process.stdout.readline()
-        except BrokenPipeError:
-            died = True
-        if died:
-            status = self.process.wait()
-            write_result(run.folder, run.cell, [], 0.0, f"the process died with status {status}")
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().strip()
+        if answer != "done":  # a GPU that met NaN is of no more use to its process
+            self.stop()
+        if answer not in ("done", "not finite"):
+            raise RuntimeError(f"{answer or 'the process was killed'}; its log is {run.folder / 'log.txt'}")
 
     def stop(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.wait()
+        process, self.process = self.process, None
+        if process:
+            process.kill()
+            process.wait()
 
 
 def work(parent: int) -> None:
-    """The worker's side: a job per line of stdin, a line of stdout when it is done; ends with its parent."""
+    """The worker's side: a job per line of stdin, a line of stdout on how it ended; ends with its parent."""
 
     def end_with_parent() -> None:
         while os.getppid() == parent:
@@ -141,20 +142,21 @@ def work(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    done = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         job = json.loads(line)
         folder = Path(job["folder"])
         with (folder / "log.txt").open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-            train(folder, job["cell"], job["keep_model"])
-        done.write("done\n")
+            answer = train(folder, job["cell"], job["keep_model"])
+        answers.write(answer + "\n")
 
 
-def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> None:
-    """One run, by the training script; what it raises becomes the run's failure, and part of the study's result."""
+def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
+    """One run, by the training script, and its result. Returns `done`, `not finite` (a result, too), or an error."""
     from cfpo_trl import CFPOTrainer, grpo
     from objectives import build
 
+    commit()
     trainers = []
 
     def build_trainer(**arguments: Any) -> CFPOTrainer:
@@ -165,18 +167,18 @@ def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> None:
     start, failure = time.perf_counter(), None
     try:
         grpo.main(["--config", str(folder / "recipe.yaml")], trainer_class=build_trainer)
-    except Exception as error:
+    except Exception as error:  # the parent raises what is no result
         traceback.print_exc()
-        failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        if not trainers:
-            failure = f"did not start: {failure}"
-    history = trainers[0].state.log_history if trainers else []
-    write_result(folder, cell, history, time.perf_counter() - start, failure)
+        failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        if not any(sign in failure for sign in NOT_FINITE):
+            return failure
+    write_result(folder, cell, trainers[0].state.log_history, time.perf_counter() - start, failure)
     if not keep_model:
         for weights in folder.glob("*model*.safetensors"):
             weights.unlink()
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+    return "not finite" if failure else "done"
 
 
 def write_result(folder: Path, cell: dict[str, Any], history: list, seconds: float, failure: str | None) -> None:
@@ -187,8 +189,9 @@ def write_result(folder: Path, cell: dict[str, Any], history: list, seconds: flo
     partial.replace(folder / "result.json")
 
 
+@cache
 def commit() -> str:
-    """The commit that runs, with a + where files differ from it."""
+    """The commit that this process runs, with a + where files differed from it when it started."""
     described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(described, capture_output=True, text=True).stdout.strip()
 
@@ -204,40 +207,34 @@ def devices(workers: int | None) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": "1"}] * workers
 
 
-def sweep(study: dict[str, Any], runs: list[Run], workers: int | None, minutes: float | None) -> None:
-    """Trains the runs that have no result yet; those that start after `minutes` wait for the next time."""
+def sweep(study: dict[str, Any], runs: list[Run], count: int | None, minutes: float | None) -> None:
+    """Trains the runs that have no result yet, `count` at a time; starts none after `minutes`."""
     todo = [run for run in runs if not run.result.exists()]
     for run in todo:
         run.folder.mkdir(parents=True, exist_ok=True)
         objective = "grpo" if run.cell["objective"] == "grpo" else "cfpo"
         recipe = run.recipe | {"objective": objective, "output_dir": str(run.folder)}
         (run.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    idle: SimpleQueue[Worker] = SimpleQueue()
-    everyone = [Worker(device) for device in devices(workers)]
-    for worker in everyone:
-        idle.put(worker)
+    workers = [Worker(device) for device in devices(count)]
+    waiting = deque(todo)
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
 
-    def task(run: Run) -> None:
-        if time.monotonic() > deadline:
-            return
-        worker = idle.get()
-        worker.train(run, study.get("keep_models", False))
-        idle.put(worker)
+    def work_off(worker: Worker) -> None:
+        while waiting and time.monotonic() < deadline:
+            worker.train(waiting.popleft(), study.get("keep_models", False))
+            progress.update()
 
     with (
         tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", smoothing=0) as progress,
-        ThreadPoolExecutor(len(everyone)) as threads,
+        ThreadPoolExecutor(len(workers)) as threads,
     ):
-        futures = {threads.submit(task, run): run for run in todo}
         try:
-            for future in as_completed(futures):
+            for future in as_completed([threads.submit(work_off, worker) for worker in workers]):
                 future.result()
-                progress.update(futures[future].result.exists())
         finally:
-            for worker in everyone:
+            waiting.clear()
+            for worker in workers:
                 worker.stop()
-            threads.shutdown(cancel_futures=True)
 
 
 def table(runs: list[Run]) -> pd.DataFrame:
@@ -279,10 +276,15 @@ def main() -> None:
 
     study = load_study(options.study)
     runs = expand(study)
+    if unknown := set(options.parts or []) - study["parts"].keys():
+        parser.error(f"no part {', '.join(sorted(unknown))}; {options.study} has {', '.join(study['parts'])}")
     todo = [run for run in runs if not options.parts or set(options.parts) & set(run.parts)]
     if "prepare" in study and not all(run.result.exists() for run in todo):
         subprocess.run([sys.executable, *study["prepare"].split()], check=True)
-    sweep(study, todo, options.workers, options.minutes)
+    try:
+        sweep(study, todo, options.workers, options.minutes)
+    except (RuntimeError, KeyboardInterrupt) as stopped:
+        sys.exit(f"Stopped: {stopped or 'by Ctrl-C'}. What is finished is kept; the same command goes on from there.")
     output = Path(study["output"])
     shutil.copy(options.study, output / "study.yaml")
     everything = table(runs)

@@ -173,13 +173,13 @@ def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
     content = yaml.safe_load((ROOT / "scripts/studies/quick.yaml").read_text())
     output = tmp_path / "quick"
     command = write_study(tmp_path / "study.yaml", output, content["parts"]["regime"]["grid"])
-    first = subprocess.Popen(command, cwd=ROOT)
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while len(finished(output)) < 3:
         assert first.poll() is None
         time.sleep(0.5)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    time.sleep(3)  # the workers notice within a second
+    first.send_signal(signal.SIGINT)
+    assert "Stopped: by Ctrl-C. What is finished is kept; the same command goes on" in first.communicate()[1]
+    assert first.returncode == 1
     before = finished(output)
     assert not subprocess.run(["pgrep", "-f", f"--worker {first.pid}"], capture_output=True).stdout
 
@@ -251,3 +251,24 @@ def test_a_run_that_fails_is_a_result_and_the_others_go_on(tmp_path):
     assert "nan" in runs.loc[1.0e30, "failure"]
     assert runs.loc[1.0e30, "collapsed"]
     assert "failed" in report(tmp_path / "out").read_text()
+
+
+@pytest.mark.slow
+def test_an_error_that_is_no_result_stops_the_study_and_leaves_none(tmp_path):
+    grid = {"objective": ["cfpo"], "model_name_or_path": "runs/no/such-model", "seed": [0, 1, 2, 3]}
+    command = write_study(tmp_path / "study.yaml", tmp_path / "out", grid, rollout_batches=2, evaluations=1)
+    stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert stopped.returncode == 1
+    message = stopped.stderr.splitlines()[-1]
+    assert message.startswith("Stopped: ")
+    assert "runs/no/such-model" in message
+    log = Path(message.partition("its log is ")[2].partition(".txt")[0] + ".txt")
+    assert "Traceback" in log.read_text()
+    assert not finished(tmp_path / "out")
+
+
+def test_unknown_part_is_refused():
+    command = [sys.executable, "scripts/compare.py", "scripts/studies/quick.yaml", "--parts", "regimes"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "no part regimes; scripts/studies/quick.yaml has regime" in refused.stderr
