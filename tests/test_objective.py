@@ -131,6 +131,55 @@ def test_tv_distance_estimates_the_total_variation_of_two_distributions():
     assert tv_distance((new / old)[sample]).item() == pytest.approx((new - old).abs().sum().item() / 2, abs=2e-3)
 
 
+def bounded_reference(ratio: float, advantage: float, low: float, high: float | None, slope: float) -> float:
+    """J with a penalty whose slope is bounded, in plain Python: quadratic inside, the tangent outside."""
+    width = low if high is None or ratio < 1 else high
+    edge = slope * width
+    distance = abs(ratio - 1)
+    penalty = distance**2 / (2 * width) if distance <= edge else edge**2 / (2 * width) + slope * (distance - edge)
+    return ratio * advantage - abs(advantage) * penalty
+
+
+@pytest.mark.parametrize("slope", [1.0, 1.25, 3.0])
+@pytest.mark.parametrize(("low", "high"), EPSILONS)
+def test_bounded_penalty(low, high, slope):
+    advantages = torch.tensor([*ADVANTAGES, 0.0], dtype=torch.float64).unsqueeze(1)
+    ratio = RATIOS[RATIOS != 1].repeat(len(advantages), 1).requires_grad_()
+    value = cfpo_objective(ratio, advantages, low, high, penalty_slope=slope)
+    expected = [
+        [bounded_reference(r, advantage, low, high, slope) for r in row]
+        for row, advantage in zip(ratio.tolist(), advantages.flatten().tolist(), strict=True)
+    ]
+    torch.testing.assert_close(value, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=1e-14)
+    assert (value <= ratio * advantages).all()
+    slopes = torch.autograd.grad(value.sum(), ratio)[0]
+    assert ((slopes - advantages).abs() <= slope * advantages.abs() + 1e-12).all()
+    assert torch.autograd.gradcheck(lambda r: cfpo_objective(r, advantages, low, high, slope), ratio)
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_bounded_penalty_keeps_the_optimum_and_is_cfpo_up_to_its_bound(advantage):
+    ratio = torch.linspace(1 - 1.25 * 0.2, 1 + 1.25 * 0.3, 50, dtype=torch.float64)
+    advantages = torch.tensor(advantage, dtype=torch.float64)
+    bounded = cfpo_objective(ratio, advantages, 0.2, 0.3, penalty_slope=1.25)
+    torch.testing.assert_close(bounded, cfpo_objective(ratio, advantages, 0.2, 0.3))
+    ratio = torch.linspace(0, 5, 5001, dtype=torch.float64)
+    best = ratio[cfpo_objective(ratio, advantages, 0.2, 0.3, penalty_slope=1.25).argmax()]
+    assert best.item() == pytest.approx(1.3 if advantage > 0 else 0.8, abs=1e-3)
+
+
+def test_bounded_penalty_of_slope_1_is_flat_beyond_the_region():
+    ratio = torch.tensor([1.31, 2.0, 30.0], dtype=torch.float64, requires_grad=True)
+    value = cfpo_objective(ratio, torch.tensor(2.0, dtype=torch.float64), 0.3, penalty_slope=1.0)
+    assert torch.autograd.grad(value.sum(), ratio)[0].abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("slope", [0.99, -1.0, math.nan, math.inf])
+def test_invalid_penalty_slope(slope):
+    with pytest.raises(ValueError, match=r"penalty_slope=.* must be finite and at least 1"):
+        soft_clip(torch.ones(1), torch.ones(1), 0.2, penalty_slope=slope)
+
+
 @pytest.mark.parametrize("epsilon", [0.0, -0.2, math.nan, math.inf])
 def test_invalid_epsilon(epsilon):
     with pytest.raises(ValueError, match=r"epsilon_low=.* must be finite and above 0"):

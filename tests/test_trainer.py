@@ -35,6 +35,13 @@ def test_refused_before_any_model_is_loaded(options, message, config_class, tmp_
         CFPOTrainer("no/such-model", early_letters, args)
 
 
+@pytest.mark.parametrize("slope", [0.5, math.nan])
+def test_refused_penalty_slope(slope, tmp_path):
+    args = CFPOConfig(str(tmp_path), use_cpu=True, bf16=False, penalty_slope=slope)
+    with pytest.raises(ValueError, match=f"penalty_slope={slope} bounds .* leave it out for the paper's CFPO"):
+        CFPOTrainer("no/such-model", early_letters, args)
+
+
 def test_refused_liger_kernel_on_old_trl(tmp_path, monkeypatch):
     args = GRPOConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     args.use_liger_kernel = True  # set late: TRL's own check wants the kernels installed
@@ -111,6 +118,14 @@ def test_the_gradient_is_nonzero_exactly_where_the_clip_is_flat(build_trainer, r
         norms[trainer_class] = torch.stack(gradients).norm().item()
     assert norms[GRPOTrainer] == 0
     assert norms[CFPOTrainer] > 1e-3
+
+
+@pytest.mark.parametrize(("slope", "objective"), [(None, 0.875), (1.25, 1.03125), (1.0, 1.1)])
+def test_penalty_slope_reaches_the_loss(build_trainer, slope, objective):
+    """At r = 1.5 with A = 1 and ε = 0.2: 1.5 − 0.25/0.4; 1.5 − 0.25²/0.4 − 1.25·0.25; 1.5 − 0.2²/0.4 − 0.3."""
+    trainer = build_trainer(config_class=CFPOConfig, penalty_slope=slope, num_iterations=4, loss_type="grpo")
+    loss = trainer.compute_loss(trainer.model, one_batch(trainer, math.log(1.5), 1.0))
+    assert loss.item() == pytest.approx(-objective, rel=1e-5)
 
 
 def logged(trainer: CFPOTrainer) -> dict[str, float]:

@@ -6,7 +6,7 @@ import trl
 from packaging.version import Version
 from trl import GRPOConfig
 
-from .objective import check_epsilon
+from .objective import check_epsilon, check_penalty_slope
 
 CLIPPED_LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 LIGER_SEAM = Version("1.14")  # from here on TRL computes the loss in _compute_loss also with Liger's kernels
@@ -14,7 +14,7 @@ LIGER_SEAM = Version("1.14")  # from here on TRL computes the loss in _compute_l
 
 @dataclass
 class CFPOConfig(GRPOConfig):
-    """Configuration of [`CFPOTrainer`]: every option of TRL's `GRPOConfig`, and no hyperparameter of its own.
+    """Configuration of [`CFPOTrainer`]: every option of TRL's `GRPOConfig`; CFPO itself needs no other.
 
     `epsilon` and `epsilon_high` have another meaning, because CFPO penalises where GRPO clips:
 
@@ -23,6 +23,8 @@ class CFPOConfig(GRPOConfig):
             |A| / (2ε)·(r − 1)² (https://arxiv.org/abs/2601.22801). The objective's optimum is r = 1 ± ε.
         epsilon_high (`float`, *optional*): Width where r > 1, then `epsilon` is the one where r < 1.
             Default: `epsilon` on both sides.
+        penalty_slope (`float`, *optional*): Largest slope of the penalty in units of |A|, at least 1: quadratic up to
+            |r − 1| = `penalty_slope`·ε, linear beyond. Default: no bound, the paper's CFPO.
         vllm_server_timeout (`float`, defaults to `10.0`): Seconds to wait for the vLLM server at the start; TRL's
             240 make a missing server look like a slow one.
         vllm_sync_dir (`str`, *optional*): Folder that trainer and vLLM server both see, through which the server gets
@@ -43,6 +45,13 @@ class CFPOConfig(GRPOConfig):
             "If not specified, `epsilon` holds on both sides."
         },
     )
+    penalty_slope: float | None = field(
+        default=None,
+        metadata={
+            "help": "Largest slope of CFPO's penalty in units of |A|, at least 1; beyond |r - 1| = penalty_slope * "
+            "epsilon the penalty is linear. If not specified, there is no bound, as in the paper."
+        },
+    )
     vllm_server_timeout: float = field(
         default=10.0, metadata={"help": "Seconds to wait for the vLLM server at the start."}
     )
@@ -59,7 +68,8 @@ def check_config(args: GRPOConfig) -> None:
     """Raises a `ValueError` that names the value, the rule and the fix for what CFPO cannot train with.
 
     Refused: a `loss_type` without a clip (cispo, sapo, vespo), two-sided clipping (`delta`), `use_liger_kernel` on
-    TRL < 1.14, whose fused loss clips inside the kernel, and an epsilon that is not finite or not above 0.
+    TRL < 1.14, whose fused loss clips inside the kernel, an epsilon that is not finite or not above 0, and a
+    `penalty_slope` that is not finite or below 1.
     """
     if args.loss_type not in CLIPPED_LOSS_TYPES:
         raise ValueError(
@@ -78,3 +88,5 @@ def check_config(args: GRPOConfig) -> None:
     check_epsilon("epsilon", args.epsilon)
     if args.epsilon_high is not None:
         check_epsilon("epsilon_high", args.epsilon_high)
+    if getattr(args, "penalty_slope", None) is not None:  # a plain GRPOConfig has none
+        check_penalty_slope(args.penalty_slope)

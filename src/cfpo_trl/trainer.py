@@ -22,7 +22,7 @@ class SoftClip:
     """The soft clip for one batch: called with the ratio in place of `torch.clamp`, and keeps what the metrics need.
 
     Args:
-        operator: [`~cfpo_trl.soft_clip`], or another of its signature with c·A ≤ r·A.
+        operator: The trainer's `soft_clip`.
         advantages: `(B,)`, or `(B, T)` where a subclass gives one per token.
         mask: `(B, T)`, nonzero at the tokens that the loss counts.
         epsilon_low: Trust-region width where the ratio is below 1.
@@ -102,8 +102,6 @@ class CFPOTrainer(GRPOTrainer):
         >>> trainer.train()
     """
 
-    soft_clip = staticmethod(soft_clip)  # what takes the clip's place; a subclass may exchange it
-
     _tag_names: ClassVar[list[str]] = ["trl", "cfpo"]
     _name = "CFPO"
     _paper: ClassVar[dict[str, str]] = {
@@ -132,6 +130,11 @@ class CFPOTrainer(GRPOTrainer):
         check_config(args)
         self._trust_region: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model, reward_funcs, args, *positional, **keywords)
+
+    def soft_clip(self, ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
+        """What takes the clip's place: [`~cfpo_trl.soft_clip`]. A subclass may exchange it, with c·A ≤ r·A."""
+        penalty_slope = getattr(self.args, "penalty_slope", None)  # a plain GRPOConfig has none
+        return soft_clip(ratio, advantages, epsilon_low, epsilon_high, penalty_slope)
 
     def compute_loss(
         self,
