@@ -57,6 +57,12 @@ class Run:
     def result(self) -> Path:
         return self.folder / "result.json"
 
+    @property
+    def script_recipe(self) -> dict[str, Any]:
+        """The recipe as the training script takes it."""
+        objective = "grpo" if self.cell["objective"] == "grpo" else "cfpo"
+        return self.recipe | {"objective": objective, "output_dir": str(self.folder)}
+
 
 def load_study(path: str | Path) -> dict[str, Any]:
     """The study in a YAML file. Raises a `ValueError` that names an unknown or missing key and the choices."""
@@ -212,9 +218,7 @@ def sweep(study: dict[str, Any], runs: list[Run], count: int | None, minutes: fl
     todo = [run for run in runs if not run.result.exists()]
     for run in todo:
         run.folder.mkdir(parents=True, exist_ok=True)
-        objective = "grpo" if run.cell["objective"] == "grpo" else "cfpo"
-        recipe = run.recipe | {"objective": objective, "output_dir": str(run.folder)}
-        (run.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        (run.folder / "recipe.yaml").write_text(yaml.safe_dump(run.script_recipe))
     workers = [Worker(device) for device in devices(count)]
     waiting = deque(todo)
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")

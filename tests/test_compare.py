@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from trl import TrlParser
 
+from cfpo_trl.grpo import ARGUMENTS
 from compare import expand, load_study
 from compare_report import differences, headline, interval, reached, report, summarise
+from objectives import build
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(
@@ -85,12 +88,19 @@ def test_wrong_study_is_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_studies_of_the_repository(path, monkeypatch):
+def test_studies_of_the_repository(path, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     runs = expand(load_study(path))
     assert {run.cell["objective"] for run in runs} >= {"cfpo", "grpo"}
     for run in runs:
+        build(run.cell["objective"])
         assert run.recipe["max_steps"] % run.recipe["eval_steps"] == 0
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(runs[-1].script_recipe))
+    arguments = ["--config", str(tmp_path / "recipe.yaml"), "--bf16", "false", "--use_cpu", "true"]
+    script_args, training_args, *_ = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
+    assert script_args.objective in ("cfpo", "grpo")
+    assert training_args.report_to == []
+    assert not training_args.push_to_hub
 
 
 def make_table(curves: dict[tuple[str, int], list[float]], failure: str | None = None) -> pd.DataFrame:
