@@ -82,7 +82,14 @@ def test_generated_offline_and_disjoint():
     again = load("reasoning_gym:chain_sum", dataset_options=json.dumps(options))
     assert splits["train"][:] == again["train"][:]
     assert len(splits["train"]) == 40
+    assert len(splits["test"]) == 20
     assert not set(splits["train"]["prompt"]) & set(splits["test"]["prompt"])
+
+
+def test_a_task_without_a_problem_left_for_the_test_split_is_refused():
+    options = {"size": 3000, "test_size": 2, "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    with pytest.raises(ValueError, match="none of the 2 problems for test is new; chain_sum has no more .* smaller"):
+        load("reasoning_gym:chain_sum", dataset_options=options)
 
 
 @pytest.mark.parametrize(

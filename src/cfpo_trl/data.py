@@ -123,9 +123,15 @@ def generate(task: str, options: dict[str, Any]) -> "DatasetDict":
     sizes = {"train": options.pop("size", 1000), "test": options.pop("test_size", 100)}
     seed = options.pop("seed", 0)
     splits, seen = {}, set()
-    for offset, (split, size) in enumerate(sizes.items()):
-        entries = reasoning_gym.create_dataset(task, size=size, seed=seed + offset, **options)
+    for split, size in sizes.items():
+        entries = reasoning_gym.create_dataset(task, size=size, seed=seed, **options)
+        seed += size  # a problem's seed is the dataset's plus its index: go on behind the last one
         fresh = [entry for entry in entries if entry["question"] not in seen]
+        if not fresh:
+            raise ValueError(
+                f"dataset_options: none of the {size} problems for {split} is new; {task} has no more with these "
+                "options: make size smaller, or the problems more varied."
+            )
         seen.update(entry["question"] for entry in fresh)
         columns = {"prompt": "question", "solution": "answer"}
         splits[split] = Dataset.from_dict({name: [entry[key] for entry in fresh] for name, key in columns.items()})
@@ -187,7 +193,7 @@ def prepare(
     if args.max_prompt_length is not None:
         dataset = drop_long_prompts(dataset, args, tokenizer)
     if len(dataset) == 0:
-        raise ValueError("No row of the dataset is left to train on: see the messages above.")
+        raise ValueError("No row of a split is left to train on, or to evaluate on: see the messages above.")
     return dataset
 
 

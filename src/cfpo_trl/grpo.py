@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         tokenizer.chat_template = read_template(script_args.chat_template)
     needs_mathematics = any(name != "exact_match" for name in needs_solution)
     train_dataset, eval_dataset = (
-        dataset and prepare(dataset, script_args, tokenizer, needs_mathematics)
+        None if dataset is None else prepare(dataset, script_args, tokenizer, needs_mathematics)
         for dataset in (train_dataset, eval_dataset)
     )
     first = render(train_dataset[0]["prompt"], tokenizer)
