@@ -7,10 +7,12 @@ folder of its own; all of them become one table, `table.parquet`, and `compare_r
 """
 
 import argparse
+import fcntl
 import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 import yaml
@@ -241,6 +243,17 @@ def sweep(study: dict[str, Any], runs: list[Run], count: int | None, minutes: fl
                 worker.stop()
 
 
+def lock_output(output: Path) -> TextIO:
+    """Keeps a second sweep out of the folder for as long as the file that it returns is open."""
+    output.mkdir(parents=True, exist_ok=True)
+    lock = (output / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"Another compare.py works in {output}: wait for it, or stop it.")
+    return lock
+
+
 def table(runs: list[Run]) -> pd.DataFrame:
     """A row per run and logged step: the run, its options, seed, commit, seconds, failure, step, and all metrics.
 
@@ -279,22 +292,28 @@ def main() -> None:
     from compare_report import report  # after the workers' way out: they need no plots
 
     study = load_study(options.study)
+    lock = lock_output(Path(study["output"]))
     runs = expand(study)
     if unknown := set(options.parts or []) - study["parts"].keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; {options.study} has {', '.join(study['parts'])}")
     todo = [run for run in runs if not options.parts or set(options.parts) & set(run.parts)]
     if "prepare" in study and not all(run.result.exists() for run in todo):
         subprocess.run([sys.executable, *study["prepare"].split()], check=True)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT, too: a shell's background job would ignore it
+        signal.signal(number, signal.default_int_handler)
     try:
         sweep(study, todo, options.workers, options.minutes)
     except (RuntimeError, KeyboardInterrupt) as stopped:
-        sys.exit(f"Stopped: {stopped or 'by Ctrl-C'}. What is finished is kept; the same command goes on from there.")
+        sys.exit(
+            f"Stopped: {stopped or 'by a signal'}. What is finished is kept; the same command goes on from there."
+        )
     output = Path(study["output"])
     shutil.copy(options.study, output / "study.yaml")
     everything = table(runs)
     everything.to_parquet(output / "table.parquet", index=False)
     print(f"{everything['run'].nunique()} of {len(runs)} runs in {output / 'table.parquet'}")
     print(f"Report: {report(output)}")
+    lock.close()
 
 
 if __name__ == "__main__":

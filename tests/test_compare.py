@@ -187,8 +187,10 @@ def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
     while len(finished(output)) < 3:
         assert first.poll() is None
         time.sleep(0.5)
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "Another compare.py works in" in second.stderr
     first.send_signal(signal.SIGINT)
-    assert "Stopped: by Ctrl-C. What is finished is kept; the same command goes on" in first.communicate()[1]
+    assert "Stopped: by a signal. What is finished is kept; the same command goes on" in first.communicate()[1]
     assert first.returncode == 1
     before = finished(output)
     assert not subprocess.run(["pgrep", "-f", f"--worker {first.pid}"], capture_output=True).stdout
