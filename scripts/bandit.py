@@ -21,8 +21,9 @@ matplotlib.use("Agg")
 
 EPSILON = 0.2
 CONTEXTS, TOKENS = 24, 6
-OBJECTIVES = ("grpo", "cfpo", "bounded-1.25")
-COLORS = ("#0072B2", "#D55E00", "#009E73")
+OBJECTIVES = ("grpo", "cfpo", "bounded-1.25", "bounded-1")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+STYLES = ("--", "-", "-.", ":")
 
 
 def group_advantages(policy: Tensor, rewards: Tensor) -> Tensor:
@@ -113,24 +114,28 @@ def regime(batches: int, iterations: list[int], learning_rates: list[float], see
     }
 
 
-def plot_objectives(axis: plt.Axes) -> None:
-    ratio = torch.linspace(0, 3, 301)
-    for name, color in zip(OBJECTIVES, COLORS, strict=True):
-        for sign, style in ((1.0, "-"), (-1.0, "--")):
+def plot_objectives(values: plt.Axes, slopes: plt.Axes) -> None:
+    """The objective and its slope in the ratio, for A = 1 and A = −1."""
+    for name, color, style in zip(OBJECTIVES, COLORS, STYLES, strict=True):
+        for sign, width in ((1.0, 2.0), (-1.0, 1.0)):
+            ratio = torch.linspace(0, 3, 601).requires_grad_()
             advantages = torch.full_like(ratio, sign)
-            clipped = build(name)(ratio, advantages, EPSILON, EPSILON)
-            value = torch.minimum(ratio * advantages, clipped * advantages)
-            axis.plot(ratio, value, style, color=color, label=name if sign > 0 else None)
-    axis.set(ylim=(-6, 2), xlabel="ratio r", ylabel="objective", title="Objective: A = 1 (solid), A = −1 (dashed)")
-    axis.legend(fontsize=8)
+            value = torch.minimum(ratio * advantages, build(name)(ratio, advantages, EPSILON, EPSILON) * advantages)
+            (slope,) = torch.autograd.grad(value.sum(), ratio)
+            for axis, y in ((values, value), (slopes, slope)):
+                x, label = ratio.detach(), name if sign > 0 else None
+                axis.plot(x, y.detach(), color=color, linestyle=style, linewidth=width, label=label)
+    values.set(ylim=(-6, 2), xlabel="ratio r", ylabel="objective", title="objective: A = 1 thick, A = −1 thin")
+    slopes.set(ylim=(-4, 4), xlabel="ratio r", ylabel="slope", title="its slope")
+    values.legend(fontsize=8)
 
 
 def plot_one_batch(axis: plt.Axes, dimensions: int, learning_rate: float) -> None:
     features, weights, rewards = problem(dimensions, 0)
     updates = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
-    for name, color in zip(OBJECTIVES, COLORS, strict=True):
+    for name, color, style in zip(OBJECTIVES, COLORS, STYLES, strict=True):
         tv = [train(features, weights, rewards, build(name), 1, n, learning_rate)[-1]["tv"] for n in updates]
-        axis.plot(updates, tv, "o-", color=color, markersize=3, label=name)
+        axis.plot(updates, tv, color=color, linestyle=style, marker="o", markersize=3, label=name)
     if dimensions == CONTEXTS:
         old_policy = (features @ weights).softmax(1)
         optimum = inner_optimum(old_policy, group_advantages(old_policy, rewards), EPSILON)
@@ -150,10 +155,10 @@ def main() -> None:
     iterations, learning_rates, batches, seeds = [1, 2, 4, 8, 16, 32], [0.01, 0.03, 0.1, 0.3, 1.0], 20, 3
     rewards = regime(batches, iterations, learning_rates, seeds)
 
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    plot_objectives(axes[0, 0])
-    plot_one_batch(axes[0, 1], CONTEXTS, 0.05)
-    plot_one_batch(axes[0, 2], 8, 0.2)
+    figure, axes = plt.subplots(2, 4, figsize=(15, 7), layout="constrained")
+    plot_objectives(axes[0, 0], axes[0, 1])
+    plot_one_batch(axes[0, 2], CONTEXTS, 0.05)
+    plot_one_batch(axes[0, 3], 8, 0.2)
     for axis, name in zip(axes[1], OBJECTIVES, strict=True):
         axis.imshow(rewards[name], vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
         axis.set(xticks=range(len(learning_rates)), xticklabels=learning_rates, xlabel="learning rate")

@@ -5,6 +5,7 @@ a penalty P(r, ε) ≥ 0 per unit of |A|: c = r − sign(A)·P, as CFPO's own P 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,17 +24,6 @@ def clip(ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: fl
 def quadratic(ratio: Tensor, epsilon: Tensor) -> Tensor:
     """CFPO's own."""
     return (ratio - 1).square() / (2 * epsilon)
-
-
-def bounded(slope: float) -> Penalty:
-    """Huber: the quadratic up to |r − 1| = slope·ε, then a straight line of that slope; infinite is CFPO."""
-
-    def penalty(ratio: Tensor, epsilon: Tensor) -> Tensor:
-        distance = (ratio - 1).abs()
-        inside = distance.minimum(slope * epsilon)
-        return inside.square() / (2 * epsilon) + slope * (distance - inside)
-
-    return penalty
 
 
 def smooth(slope: float) -> Penalty:
@@ -88,7 +78,7 @@ PLAIN = {
     "one_sided": operator(quadratic, one_sided=True),
 }
 WITH_NUMBER = {
-    "bounded": lambda slope: operator(bounded(slope)),
+    "bounded": lambda slope: partial(soft_clip, penalty_slope=slope),
     "smooth": lambda slope: operator(smooth(slope)),
     "adaptive": Adaptive,
 }

@@ -5,7 +5,7 @@ import torch
 from trl import GRPOTrainer
 
 from cfpo_trl import CFPOTrainer, soft_clip
-from objectives import Adaptive, bounded, build, clip, operator
+from objectives import Adaptive, build, clip, operator, quadratic
 from tiny_model import build_model
 
 NAMES = ["grpo", "cfpo", "bounded-1", "bounded-1.25", "bounded-4", "smooth-1.25", "log", "one_sided"]
@@ -90,8 +90,8 @@ def test_adaptive_width_follows_the_measured_tv():
 def test_a_quadratic_of_the_candidates_is_the_soft_clip():
     for advantage in ADVANTAGES:
         advantages = torch.full_like(RATIOS, advantage)
-        huge = operator(bounded(1e12))(RATIOS, advantages, 0.2, 0.3)
-        torch.testing.assert_close(huge, soft_clip(RATIOS, advantages, 0.2, 0.3))
+        made = operator(quadratic)(RATIOS, advantages, 0.2, 0.3)
+        torch.testing.assert_close(made, soft_clip(RATIOS, advantages, 0.2, 0.3))
 
 
 def test_unknown_name_is_refused():
