@@ -259,6 +259,7 @@ def plot_diagnostics(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[s
             draw(axes[y, x], rows, metric, objectives)
             if metric in LOGARITHMIC and (rows[metric] > 0).any():
                 axes[y, x].set_yscale("log")
+                axes[y, x].set_ylim(bottom=max(axes[y, x].get_ylim()[0], 1e-4))  # below it is zero
                 axes[y, x].yaxis.set_major_formatter("{x:g}")
                 axes[y, x].yaxis.set_minor_formatter(NullFormatter())
             axes[y, 0].set_ylabel(DIAGNOSTICS[metric])
