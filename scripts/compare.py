@@ -304,9 +304,8 @@ def main() -> None:
     try:
         sweep(study, todo, options.workers, options.minutes)
     except (RuntimeError, KeyboardInterrupt) as stopped:
-        sys.exit(
-            f"Stopped: {stopped or 'by a signal'}. What is finished is kept; the same command goes on from there."
-        )
+        reason = str(stopped) or "by a signal"
+        sys.exit(f"Stopped: {reason}. What is finished is kept; the same command goes on from there.")
     output = Path(study["output"])
     shutil.copy(options.study, output / "study.yaml")
     everything = table(runs)
