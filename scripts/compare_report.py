@@ -1,7 +1,6 @@
 """A study's table as a report: report.md with tables, intervals and plots, beside the table.
 
 python scripts/compare_report.py runs/compare/quick     (`make compare-objectives` runs the study first)
-
 """
 
 import argparse
@@ -16,16 +15,17 @@ import yaml
 from matplotlib.ticker import NullFormatter
 
 matplotlib.use("Agg")
+plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 130})
+
 DEFINITIONS = """\
 Fixed before any run was looked at:
 
-- *final*: mean held-out reward of the last three evaluations; *best*: the highest mean of three neighbouring ones.
-- *collapsed*: the run failed, or its final is below half of its best, the start counted.
+- *final*: mean held-out reward of the last three evaluations, 0 if it failed; *best*: highest mean of three in a row.
+- *failed*: its numbers were no longer finite. *collapsed*: failed, or final below half of best, the start counted.
 - updates and tokens to a level: where the held-out reward first is at it, interpolated from the evaluation before.
 - differences are matched by setting and seed, GRPO subtracted; 95 % intervals by 10,000 bootstrap draws of the seeds.
   Of three seeds such an interval is no wider than their range, so read a single setting's as that range.
 """
-plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 130})
 
 SCORE = "eval_reward"
 LEVELS = (0.5, 0.8, 0.9)
