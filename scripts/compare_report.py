@@ -29,6 +29,7 @@ Fixed before any run was looked at:
 
 SCORE = "eval_reward"
 LEVELS = (0.5, 0.8, 0.9)
+HEAT_MAP = ("num_iterations", "learning_rate")
 FACTS = ("run", "parts", "objective", "seed", "commit", "seconds", "failure")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
 STYLES = ("--", "-", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
@@ -278,9 +279,8 @@ def plot_heat_map(runs: pd.DataFrame, objectives: list[str], path: Path) -> None
     )
     for axis, objective in zip(axes[0], shown, strict=True):
         mine = runs[runs["objective"] == objective]
-        index = {"index": "num_iterations", "columns": "learning_rate"}
-        final = mine.pivot_table(values="final", **index)
-        collapsed = mine.pivot_table(values="collapsed", aggfunc="sum", **index)
+        final = mine.pivot_table("final", *HEAT_MAP)
+        collapsed = mine.pivot_table("collapsed", *HEAT_MAP, aggfunc="sum")
         image = axis.imshow(final, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
         axis.grid(visible=False)
         axis.set(xticks=range(final.shape[1]), xticklabels=[f"{rate:g}" for rate in final.columns])
@@ -304,9 +304,13 @@ def section(
     present = [objective for objective in objectives if objective in set(members["objective"])]
     options = varied(members)
     text = [f"## {part}: {question}", by_setting(members, present)]
-    if {"num_iterations", "learning_rate"} <= set(options):
-        plot_heat_map(members, objectives, out / f"{part}-final.png")
-        text.append(f"Final held-out reward, mean of seeds; × marks a collapsed seed:\n\n![]({part}-final.png)")
+    if set(HEAT_MAP) <= set(options):
+        others = [option for option in options if option not in HEAT_MAP]
+        for number, (setting, group) in enumerate(settings(members, others)):
+            name = f"{part}-final-{number}.png" if others else f"{part}-final.png"
+            plot_heat_map(group, objectives, out / name)
+            title = ", ".join(filter(None, ["Final held-out reward, mean of seeds", named(setting)]))
+            text.append(f"{title}; × marks a collapsed seed:\n\n![]({name})")
     plot_curves(table, members, objectives, out / f"{part}-curves.png")
     text.append(f"Held-out reward, mean and range of seeds:\n\n![]({part}-curves.png)")
     text.append("What it took (median of seeds):\n\n" + speed(members, present))
