@@ -213,7 +213,8 @@ def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
     grpo, cfpo = (one.loc[one["objective"] == name, metrics] for name in ("grpo", "cfpo"))
     pd.testing.assert_frame_equal(grpo, cfpo)  # with one update per batch they are the same algorithm
     runs = summarise(table)
-    assert (runs["final"] > runs["start"]).mean() > 0.8
+    small_steps = runs[runs["learning_rate"] == 1.0e-4]  # the other learning rate is too large for eight iterations
+    assert (small_steps["final"] > small_steps["start"] + 0.05).all()
 
     text = report(output).read_text()
     assert text.count("![](") == 4  # final, curves, and diagnostics for each number of iterations
