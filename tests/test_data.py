@@ -187,5 +187,5 @@ def test_long_prompts_are_dropped_or_refused_never_cut(chat_tokenizer, caplog):
     assert "1 of 7 prompts have more than max_prompt_length=20 tokens, the longest 101; dropped" in caplog.text
     with pytest.raises(ValueError, match="1 of 7 prompts .* raise it, or set long_prompts: drop"):
         prepare(rows, DataArguments(max_prompt_length=20, long_prompts="refuse"), chat_tokenizer, False)
-    with pytest.raises(ValueError, match="No row of the dataset is left"):
+    with pytest.raises(ValueError, match="No row of a split is left to train on"):
         prepare(rows, DataArguments(max_prompt_length=1), chat_tokenizer, False)
