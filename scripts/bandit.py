@@ -59,11 +59,10 @@ def train(
     batches: int,
     iterations: int,
     learning_rate: float,
-    optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
 ) -> list[dict[str, float]]:
-    """Trains from `weights` (D, K); per batch the expected reward, entropy, and TV to π_old after its last update."""
+    """Trains `weights` (D, K) with Adam; per batch the expected reward, and TV to π_old after its last update."""
     weights = weights.clone().requires_grad_()
-    optimizer = optimizer_class([weights], lr=learning_rate)
+    optimizer = torch.optim.Adam([weights], lr=learning_rate)
     history = []
     for _ in range(batches):
         old_policy = (features @ weights).softmax(1).detach()
@@ -76,7 +75,6 @@ def train(
         history.append(
             {
                 "reward": (policy * rewards).sum(1).mean().item(),
-                "entropy": torch.special.entr(policy).sum(1).mean().item(),
                 "tv": (policy - old_policy).abs().sum(1).mean().item() / 2,
             }
         )

@@ -164,7 +164,7 @@ def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
     from cfpo_trl import CFPOTrainer, grpo
     from objectives import build
 
-    commit()
+    commit()  # now: the files may change while it trains
     trainers = []
 
     def build_trainer(**arguments: Any) -> CFPOTrainer:

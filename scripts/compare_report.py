@@ -129,7 +129,7 @@ def markdown(rows: list[list[str]], header: list[str]) -> str:
 
 
 def headline(runs: pd.DataFrame, parts: dict[str, dict], objectives: list[str]) -> str:
-    """A row per part and objective: final and best reward, difference from GRPO, collapses, and seeds × settings."""
+    """A row per part and objective: final and best reward, difference from GRPO, collapsed and failed runs."""
     rows = []
     for part in parts:
         members = of_part(runs, part)
@@ -150,10 +150,7 @@ def by_setting(members: pd.DataFrame, objectives: list[str]) -> str:
     options = varied(members)
     rows = []
     for setting, group in settings(members, options):
-        row = [
-            f"{setting[option]:g}" if isinstance(setting[option], float) else str(setting[option])
-            for option in options
-        ]
+        row = [short(value) for value in setting.values()]
         for objective in objectives:
             final = group.loc[group["objective"] == objective, "final"]
             row.append(f"{final.mean():.3f} ({final.min():.2f}–{final.max():.2f})" if len(final) else "–")
@@ -203,11 +200,9 @@ def draw(axis: plt.Axes, table: pd.DataFrame, metric: str, objectives: list[str]
         wide = mine.pivot_table(index="rollout_batches", columns="seed", values=metric) if metric in mine else mine[:0]
         if wide.empty:
             continue
-        x = wide.index.to_numpy(dtype=float)
-        axis.plot(x, wide.mean(axis=1), **style(objectives, objective), linewidth=1.5)
-        axis.fill_between(
-            x, wide.min(axis=1), wide.max(axis=1), color=style(objectives, objective)["color"], alpha=0.12
-        )
+        x, look = wide.index.to_numpy(dtype=float), style(objectives, objective)
+        axis.plot(x, wide.mean(axis=1), **look, linewidth=1.5)
+        axis.fill_between(x, wide.min(axis=1), wide.max(axis=1), color=look["color"], alpha=0.12)
 
 
 def panels(rows: int, columns: int) -> tuple[plt.Figure, np.ndarray]:

@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from cfpo_trl import grpo
 from tiny_model import build_model, build_tokenizer
+from warm_start import write_splits
 
 RUN = Path("runs/demo")
 RECIPE = "recipes/demo/config_cfpo.yaml"
@@ -26,13 +27,11 @@ HELD_OUT = 1000  # words that neither the warm start nor the training sees
 NOISE = 0.65  # share of warm-start labels with one wrong letter
 
 
-def make_words() -> tuple[list[dict], list[dict]]:
-    """All three- and four-letter words of reasoning-gym's spell_backward that it draws, each once: train, held out."""
+def make_words() -> list[dict]:
+    """All three- and four-letter words of reasoning-gym's spell_backward that it draws, each once."""
     drawn = reasoning_gym.create_dataset("spell_backward", size=12_000, seed=0, min_word_len=3, max_word_len=4)
     words = sorted({entry["metadata"]["word"].lower() for entry in drawn})
-    random.Random(0).shuffle(words)
-    rows = [{"prompt": f"{word}>", "solution": word[::-1]} for word in words]
-    return rows[HELD_OUT:], rows[:HELD_OUT]
+    return [{"prompt": f"{word}>", "solution": word[::-1]} for word in words]
 
 
 def add_noise(row: dict, rng: random.Random) -> dict:
@@ -106,10 +105,7 @@ def plot(log: list[dict], path: Path) -> None:
 
 def prepare() -> list[dict]:
     """Makes the words and the warm-started model; returns the held-out words."""
-    train, held_out = make_words()
-    (RUN / "words").mkdir(parents=True, exist_ok=True)
-    for split, rows in (("train", train), ("test", held_out)):
-        (RUN / "words" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, held_out = write_splits(make_words(), HELD_OUT, RUN / "words")
     print(f"1/3  Warm start on {len(train)} words, {NOISE:.0%} of the labels with one letter drawn anew", flush=True)
     warm_start(train)
     return held_out
