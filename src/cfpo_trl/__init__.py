@@ -4,15 +4,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .alignment import AlignmentTrainer
     from .config import CFPOConfig
     from .objective import cfpo_objective, soft_clip, tv_distance
     from .trainer import CFPOTrainer
 
 __version__ = "0.1.0"
 
-__all__ = ["CFPOConfig", "CFPOTrainer", "cfpo_objective", "soft_clip", "tv_distance"]
+__all__ = ["AlignmentTrainer", "CFPOConfig", "CFPOTrainer", "cfpo_objective", "soft_clip", "tv_distance"]
 
 _MODULE_OF = {
+    "AlignmentTrainer": "alignment",
     "CFPOConfig": "config",
     "CFPOTrainer": "trainer",
     "cfpo_objective": "objective",

@@ -1,15 +1,21 @@
-"""CFPOConfig: GRPO's configuration, with what CFPO reads differently, and the check for what it cannot train."""
+"""CFPOConfig: GRPO's configuration, with what CFPO and RLHF add, and the checks for what cannot be trained."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import trl
 from packaging.version import Version
 from trl import GRPOConfig
 
+from .advantages import KL_ESTIMATORS
 from .objective import check_epsilon, check_penalty_slope
 
 CLIPPED_LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 LIGER_SEAM = Version("1.14")  # from here on TRL computes the loss in _compute_loss also with Liger's kernels
+LUSPO_BY_TOKEN = Version("1.12")  # from here on luspo leaves padding out where the loss is one per token
+ADVANTAGE_ESTIMATORS = ("group", "rloo")
+KL_LEVELS = ("sequence", "token")
 
 
 @dataclass
@@ -25,6 +31,18 @@ class CFPOConfig(GRPOConfig):
             Default: `epsilon` on both sides.
         penalty_slope (`float`, *optional*): Largest slope of the penalty in units of |A|, at least 1: quadratic up to
             |r − 1| = `penalty_slope`·ε, linear beyond. Default: no bound, the paper's CFPO.
+        advantage_estimator (`str`, defaults to `"group"`): `group`: GRPO's, reward minus the mean of its prompt's,
+            divided as `scale_rewards` says. `rloo`: reward minus the mean of the prompt's other rewards, not divided
+            (https://arxiv.org/abs/2402.14740); `scale_rewards` is then `"none"`.
+        kl_in_reward (`float`, defaults to `0.0`): Coefficient of the KL to the reference in the reward. The loss's
+            own KL term stays `beta`.
+        kl_in_reward_estimator (`str`, defaults to `"k1"`): `k1`, `k2` or `k3`, see
+            [`~cfpo_trl.advantages.approximate_kl`].
+        kl_in_reward_level (`str`, defaults to `"sequence"`): `sequence`: one number per completion, which enters the
+            baseline, as in TRL's `RLOOTrainer`. `token`: reward-to-go, an advantage per token, as in OpenRLHF. The
+            formulas: [`~cfpo_trl.alignment.AlignmentTrainer`].
+        reward_clip_range (`list[float]`, *optional*): Bounds `[low, high]` of the weighted reward, before KL and
+            baseline; with `kl_in_reward_level="token"` of the reward minus its baseline.
         vllm_server_timeout (`float`, defaults to `10.0`): Seconds to wait for the vLLM server at the start; TRL's
             240 make a missing server look like a slow one.
         vllm_sync_dir (`str`, *optional*): Folder that trainer and vLLM server both see, through which the server gets
@@ -52,6 +70,23 @@ class CFPOConfig(GRPOConfig):
             "epsilon the penalty is linear. If not specified, there is no bound, as in the paper."
         },
     )
+    advantage_estimator: Literal["group", "rloo"] = field(
+        default="group",
+        metadata={"help": "`group`: reward minus its group's mean; `rloo`: minus the mean of the others, undivided."},
+    )
+    kl_in_reward: float = field(
+        default=0.0, metadata={"help": "Coefficient of the KL to the reference in the reward."}
+    )
+    kl_in_reward_estimator: Literal["k1", "k2", "k3"] = field(
+        default="k1", metadata={"help": "Estimator of the KL in the reward: log-ratio, half its square, or unbiased."}
+    )
+    kl_in_reward_level: Literal["sequence", "token"] = field(
+        default="sequence",
+        metadata={"help": "`sequence`: one number that enters the baseline; `token`: reward-to-go."},
+    )
+    reward_clip_range: list[float] | None = field(
+        default=None, metadata={"help": "Bounds of the weighted reward, low and high."}
+    )
     vllm_server_timeout: float = field(
         default=10.0, metadata={"help": "Seconds to wait for the vLLM server at the start."}
     )
@@ -62,6 +97,61 @@ class CFPOConfig(GRPOConfig):
             "If not specified, NCCL on GPUs and `<output_dir>/vllm_weights` on a CPU."
         },
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.advantage_estimator == "rloo" and self.scale_rewards == "group":  # TRL's default
+            self.scale_rewards = "none"
+
+
+def is_shaped(args: GRPOConfig | None) -> bool:
+    """Whether the advantages are to be others than TRL's own."""
+    return isinstance(args, CFPOConfig) and bool(
+        args.advantage_estimator != "group" or args.kl_in_reward or args.reward_clip_range
+    )
+
+
+def check_alignment(args: CFPOConfig) -> None:
+    """Raises a `ValueError` that names the value, the rule and the fix for advantages that cannot be.
+
+    Refused: an unknown `advantage_estimator`, `kl_in_reward_estimator` or `kl_in_reward_level`; a `kl_in_reward` that
+    is negative or not finite; a `reward_clip_range` that is no range; rewards that are scaled by the batch or each on
+    its own; and advantages per token where the loss would not be theirs.
+    """
+    for name, choices in (
+        ("advantage_estimator", ADVANTAGE_ESTIMATORS),
+        ("kl_in_reward_estimator", KL_ESTIMATORS),
+        ("kl_in_reward_level", KL_LEVELS),
+    ):
+        if getattr(args, name) not in choices:
+            raise ValueError(f"{name}={getattr(args, name)!r} is unknown; use one of {', '.join(choices)}.")
+    if not (args.kl_in_reward >= 0 and math.isfinite(args.kl_in_reward)):
+        raise ValueError(f"kl_in_reward={args.kl_in_reward} must be finite and at least 0; 0 leaves the KL out.")
+    if args.reward_clip_range is not None:
+        bounds = list(args.reward_clip_range)
+        if len(bounds) != 2 or not bounds[0] < bounds[1]:
+            raise ValueError(f"reward_clip_range={bounds} is no range; give two numbers, such as [-10, 10].")
+    if not is_shaped(args):
+        return
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
+            f"multi_objective_aggregation={args.multi_objective_aggregation!r} scales every reward on its own, and "
+            "RLOO, KL in the reward and reward_clip_range need their sum; use 'sum_then_normalize'."
+        )
+    if args.advantage_estimator == "rloo" and args.scale_rewards != "none":
+        raise ValueError(f"scale_rewards={args.scale_rewards!r}: RLOO divides by nothing; use 'none'.")
+    if args.kl_in_reward and args.kl_in_reward_level == "token":
+        if args.loss_type == "luspo" and Version(trl.__version__) < LUSPO_BY_TOKEN:
+            raise ValueError(
+                f"kl_in_reward_level='token' with loss_type='luspo' averages padding on TRL {trl.__version__}; use "
+                f"another loss_type, kl_in_reward_level='sequence', or trl>={LUSPO_BY_TOKEN}."
+            )
+        if args.use_liger_kernel and Version(trl.__version__) < LIGER_SEAM:
+            raise ValueError(
+                f"kl_in_reward_level='token' gives an advantage per token, and Liger's kernel on TRL "
+                f"{trl.__version__} takes one per completion; use kl_in_reward_level='sequence', or "
+                f"trl>={LIGER_SEAM}."
+            )
 
 
 def check_config(args: GRPOConfig) -> None:

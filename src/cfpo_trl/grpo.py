@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
 from cfpo_trl.benchmarks import EvaluateCheckpoints, check_benchmarks
-from cfpo_trl.config import CFPOConfig, check_config
+from cfpo_trl.config import CFPOConfig, check_alignment, check_config
 from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
 from cfpo_trl.interrupt import SaveOnSignal
 from cfpo_trl.rewards.registry import NEED_SOLUTION, NEED_THINK_OPENED, REWARDS, check_rewards, load_reward
@@ -91,6 +91,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
     script_args, training_args, model_args, mixture = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
     if script_args.objective == "cfpo":
         check_config(training_args)
+    check_alignment(training_args)
     log_setup(script_args, training_args, model_args)
     if training_args.use_vllm:
         check_vllm(training_args, model_args, script_args.max_prompt_length)
@@ -107,9 +108,9 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
 
     # The trainers take seconds to import, which no message above should wait for
     from transformers import AutoProcessor
-    from trl import GRPOTrainer, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
-    from cfpo_trl import CFPOTrainer
+    from cfpo_trl import AlignmentTrainer, CFPOTrainer
 
     # Prompts and solutions, as the model and the rewards read them
     trusting = training_args if hasattr(training_args, "trust_remote_code") else model_args  # later TRLs moved it
@@ -149,7 +150,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
     quantization = get_quantization_config(model_args)
     stop = SaveOnSignal()
     benchmarks = EvaluateCheckpoints(script_args.benchmarks) if script_args.benchmarks else None
-    trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": GRPOTrainer}[script_args.objective]
+    trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": AlignmentTrainer}[script_args.objective]
     with rollouts(training_args):
         trainer = trainer_class(
             model=model_args.model_name_or_path,

@@ -10,8 +10,9 @@ import torch
 import trl
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
+from .alignment import AlignmentTrainer, loss_mask
 from .config import CFPOConfig, check_config
 from .objective import soft_clip
 
@@ -23,7 +24,7 @@ class SoftClip:
 
     Args:
         operator: The trainer's `soft_clip`.
-        advantages: `(B,)`, or `(B, T)` where a subclass gives one per token.
+        advantages: `(B,)`, or `(B, T)` with one per token.
         mask: `(B, T)`, nonzero at the tokens that the loss counts.
         epsilon_low: Trust-region width where the ratio is below 1.
         epsilon_high: Trust-region width where the ratio is above 1.
@@ -46,12 +47,16 @@ class SoftClip:
     def __call__(self, ratio: Tensor) -> Tensor:
         self.calls += 1
         advantages = self.advantages
-        if ratio.shape == self.mask.shape:
+        if self.mask.shape in (ratio.shape, advantages.shape):
             # Padding was never sampled, so nothing bounds its ratio: keep an overflowing penalty out of inf·0.
             advantages = advantages * self.mask
         clipped = self.operator(ratio, advantages, self.epsilon_low, self.epsilon_high)
         self.ratio, self.clipped = ratio.detach(), clipped.detach()
         return clipped
+
+    def counted(self, values: Tensor) -> Tensor:
+        """The values of real tokens, or of all sequences where they are one per sequence, in one dimension."""
+        return values[self.mask.bool()] if values.shape == self.mask.shape else values.flatten()
 
 
 class SoftClipEpsilon(float):
@@ -82,7 +87,7 @@ class SoftClipEpsilon(float):
         return func(*plain, **named)
 
 
-class CFPOTrainer(GRPOTrainer):
+class CFPOTrainer(AlignmentTrainer):
     """Trains with Clipping-Free Policy Optimization (https://arxiv.org/abs/2601.22801); a drop-in `GRPOTrainer`.
 
     Takes the arguments of [`~trl.GRPOTrainer`] and keeps all of its features: the loss is TRL's own, with the clip of
@@ -148,7 +153,7 @@ class CFPOTrainer(GRPOTrainer):
         Raises:
             RuntimeError: the soft clip did not run exactly once, so the installed TRL is not supported.
         """
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        mask = loss_mask(inputs)
         epsilons = self.epsilon_low, self.epsilon_high
         clip = SoftClip(self.soft_clip, inputs["advantages"], mask, *epsilons)
         self.epsilon_low, self.epsilon_high = (SoftClipEpsilon(epsilon, clip) for epsilon in epsilons)
@@ -166,22 +171,23 @@ class CFPOTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _note_trust_region(self, clip: SoftClip) -> None:
-        counted = clip.mask.bool() if clip.ratio.shape == clip.mask.shape else torch.ones_like(clip.ratio).bool()
-        penalty = ((clip.ratio - clip.clipped) * clip.advantages)[counted.expand_as(clip.clipped)]
-        ratio = clip.ratio[counted].float()
+        penalty = (clip.ratio - clip.clipped) * clip.advantages
+        ratio, penalty = clip.counted(clip.ratio).float(), clip.counted(penalty)
         outside = (ratio < 1 - clip.epsilon_low) | (ratio > 1 + clip.epsilon_high)
         low, high = ratio.aminmax() if len(ratio) else (ratio.new_tensor(math.inf), ratio.new_tensor(-math.inf))
-        sums = [(ratio - 1).abs().sum() / 2, penalty.sum(), outside.sum(), counted.sum()]
+        counts = [ratio.new_tensor(ratio.numel()), ratio.new_tensor(penalty.numel())]
+        sums = [(ratio - 1).abs().sum() / 2, outside.sum(), penalty.sum(), *counts]
         self._trust_region["train" if self.model.training else "eval"].append(torch.stack([*sums, low, -high]))
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """TRL's log, with the trust region over all tokens since the last one, however they were split."""
         mode = "train" if self.model.training else "eval"
         if notes := self._trust_region.pop(mode, []):
-            sums, extremes = torch.stack(notes).split([4, 2], dim=1)
-            tv, penalty, outside, tokens = self.accelerator.reduce(sums.sum(dim=0), reduction="sum").tolist()
+            sums, extremes = torch.stack(notes).split([5, 2], dim=1)
+            sums = self.accelerator.reduce(sums.sum(dim=0), reduction="sum").tolist()
+            tv, outside, penalty, ratios, penalties = sums
             low, minus_high = self.accelerator.gather(extremes.amin(dim=0)).view(-1, 2).amin(dim=0).tolist()
-            if tokens:  # else every completion was cut off and masked
-                values = (tv / tokens, penalty / tokens, outside / tokens, low, -minus_high)
+            if ratios:  # else every completion was cut off and masked
+                values = (tv / ratios, penalty / penalties, outside / ratios, low, -minus_high)
                 self._metrics[mode].update({name: [value] for name, value in zip(METRICS, values, strict=True)})
         super().log(*args, **kwargs)
