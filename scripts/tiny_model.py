@@ -1,11 +1,11 @@
-"""A character-level Qwen2 of half a million parameters: what the demo, the benchmarks and the tests train."""
+"""A character-level Qwen2 of half a million parameters: what the demo, the studies, benchmarks and tests train."""
 
 import torch
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 
 def build_tokenizer(characters: str) -> PreTrainedTokenizerFast:
@@ -19,12 +19,8 @@ def build_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(
-    tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layers: int = 2, seed: int = 0
-) -> Qwen2ForCausalLM:
-    """A randomly initialised Qwen2 for `tokenizer`; the same seed gives the same weights."""
-    torch.manual_seed(seed)
-    config = Qwen2Config(
+def config(tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: int) -> Qwen2Config:
+    return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=4 * hidden_size,
@@ -37,4 +33,23 @@ def build_model(
         bos_token_id=None,
         tie_word_embeddings=True,
     )
-    return Qwen2ForCausalLM(config)
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layers: int = 2, seed: int = 0
+) -> Qwen2ForCausalLM:
+    """A randomly initialised Qwen2 for `tokenizer`; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(config(tokenizer, hidden_size, layers))
+
+
+def build_reward_model(
+    tokenizer: PreTrainedTokenizerFast, hidden_size: int = 32, layers: int = 2, seed: int = 0
+) -> Qwen2ForSequenceClassification:
+    """Like [`build_model`], with one output in place of the vocabulary's; its untrained scores differ by about 1."""
+    torch.manual_seed(seed)
+    shape = config(tokenizer, hidden_size, layers)
+    shape.num_labels = 1
+    model = Qwen2ForSequenceClassification(shape)
+    torch.nn.init.normal_(model.score.weight, std=0.2)
+    return model

@@ -25,8 +25,9 @@ from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 from cfpo_trl.benchmarks import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.config import CFPOConfig, check_alignment, check_config
 from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
-from cfpo_trl.interrupt import SaveOnSignal
-from cfpo_trl.rewards.registry import NEED_SOLUTION, NEED_THINK_OPENED, REWARDS, check_rewards, load_reward
+from cfpo_trl.interrupt import RandomStateAtStep, SaveOnSignal
+from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_reward
+from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.vllm_server import RolloutServerError, check_vllm, trl_rolls_out
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ class CFPOScriptArguments(DataArguments):
 
     Args:
         objective (`str`, defaults to `"cfpo"`): `cfpo` penalises the ratio, `grpo` clips it; all else stays equal.
-        reward_funcs (`list[str]`): Names of reward functions, or dotted import paths; their sum, weighted by
-            `reward_weights`, is the reward.
-        reward_parameters (`dict`, *optional*): Parameters of reward functions, by name.
+        reward_funcs (`list[str]`): Names of reward functions, dotted import paths, reward models or URLs of reward
+            servers; their sum, weighted by `reward_weights`, is the reward.
+        reward_parameters (`dict`, *optional*): Parameters of rewards, by name.
         benchmarks (`dict`, *optional*): Variables of `make evaluate`, which runs beside the training on each saved
             checkpoint, and on the final model.
     """
@@ -58,7 +59,7 @@ class CFPOScriptArguments(DataArguments):
     )
     reward_funcs: list[str] = field(
         default_factory=list,
-        metadata={"help": f"Names of reward functions ({', '.join(REWARDS)}), or dotted import paths."},
+        metadata={"help": f"The rewards: {CHOICES}."},
     )
     reward_parameters: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Parameters of reward functions, by name."}
@@ -148,7 +149,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         **(training_args.model_init_kwargs or {}),
     }
     quantization = get_quantization_config(model_args)
-    stop = SaveOnSignal()
+    stop, random_state = SaveOnSignal(), RandomStateAtStep()
     benchmarks = EvaluateCheckpoints(script_args.benchmarks) if script_args.benchmarks else None
     trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": AlignmentTrainer}[script_args.objective]
     with rollouts(training_args):
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
-            callbacks=[stop, *([benchmarks] if benchmarks else [])],
+            callbacks=[stop, random_state, *([benchmarks] if benchmarks else [])],
             peft_config=get_peft_config(model_args),
             **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
         )
@@ -168,8 +169,8 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
     try:
         with stop:
             result = trainer.train(resume_from_checkpoint=checkpoint)
-    except RolloutServerError as error:
-        save_and_exit(trainer, error)
+    except (RolloutServerError, RewardError) as error:
+        save_and_exit(trainer, random_state, error)
     trainer.save_state()
     if stop.received:
         trainer.accelerator.print(
@@ -241,13 +242,16 @@ def rollouts(args: CFPOConfig) -> AbstractContextManager[None]:
     return vllm_generation_for(args)
 
 
-def save_and_exit(trainer: "GRPOTrainer", error: RolloutServerError) -> NoReturn:
-    """Keeps what was trained when the rollouts ended; exits with status 1."""
+def save_and_exit(
+    trainer: "GRPOTrainer", random_state: RandomStateAtStep, error: RolloutServerError | RewardError
+) -> NoReturn:
+    """Keeps what was trained when rollouts or rewards failed; exits with status 1."""
     if trainer.state.global_step:
+        random_state.restore()
         trainer._save_checkpoint(trainer.model, trial=None)
     trainer.accelerator.print(
         f"{error}\nStopped at step {trainer.state.global_step}; last checkpoint: "
-        f"{get_last_checkpoint(trainer.args.output_dir)}. Start the server again, then run the same command again."
+        f"{get_last_checkpoint(trainer.args.output_dir)}. When that works again, run the same command again."
     )
     sys.exit(1)
 

@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM: finish the step, save a checkpoint, stop."""
+"""What ends a run early without losing it: Ctrl-C and SIGTERM, and rollouts or rewards that failed."""
 
+import random
 import signal
 from typing import Any
 
+import numpy
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
@@ -40,3 +42,21 @@ class SaveOnSignal(TrainerCallback):
             self.received = self.received or int(signal.SIGTERM)
             control.should_save = control.should_training_stop = True
         return control
+
+
+class RandomStateAtStep(TrainerCallback):
+    """Keeps the random state in which a step began: a step whose rollouts fail has drawn from it already.
+
+    Restored before the checkpoint, it makes the resumed run draw the same completions as an uninterrupted one.
+    """
+
+    def on_step_begin(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
+        self.python, self.numpy, self.cpu = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        numpy.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)

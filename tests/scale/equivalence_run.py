@@ -1,6 +1,6 @@
 """One process of a training run whose rollouts are a fixed function of prompt, copy and step: only training differs.
 
-python equivalence_run.py MODEL OUTPUT PER_DEVICE_BATCH ACCUMULATION
+python equivalence_run.py MODEL REWARD_MODEL OUTPUT PER_DEVICE_BATCH ACCUMULATION
 """
 
 import json
@@ -17,9 +17,20 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from cfpo_trl import CFPOConfig, CFPOTrainer
+from cfpo_trl.rewards import load_reward
 
 LETTERS = "abcdefghij"
-PHASES = ((1, "grpo"), (4, "dapo"))  # iterations per batch of rollouts, aggregation of the loss
+PHASES = {
+    "one_update": {"num_iterations": 1, "loss_type": "grpo"},
+    "four_updates": {"num_iterations": 4, "loss_type": "dapo"},
+    "rlhf": {
+        "num_iterations": 2,
+        "loss_type": "dr_grpo",
+        "advantage_estimator": "rloo",
+        "kl_in_reward": 0.5,
+        "kl_in_reward_level": "token",
+    },
+}
 
 
 def allow_fsdp_on_cpu() -> None:
@@ -73,13 +84,12 @@ def share_held(trainer: CFPOTrainer) -> dict[str, float]:
     return {"parameters": held / total, "optimizer": moments / total}
 
 
-def run(model: str, output: Path, batch: int, accumulation: int, iterations: int, loss_type: str) -> None:
+def run(model: str, reward: str, output: Path, batch: int, accumulation: int, options: dict) -> None:
     args = CFPOConfig(
         str(output),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        num_iterations=iterations,
-        loss_type=loss_type,
+        **options,
         num_generations=4,
         max_completion_length=8,
         learning_rate=1e-3,
@@ -96,7 +106,10 @@ def run(model: str, output: Path, batch: int, accumulation: int, iterations: int
     )
     prompts = Dataset.from_list([{"prompt": first + second} for first in LETTERS for second in LETTERS])
     tokenizer = AutoTokenizer.from_pretrained(model)
-    trainer = CFPOTrainer(model, share_of_vowels, args, prompts, processing_class=tokenizer, rollout_func=rollouts)
+    rewards = [share_of_vowels]
+    if "kl_in_reward" in options:
+        rewards.append(load_reward(reward, {"batch_size": 3}))
+    trainer = CFPOTrainer(model, rewards, args, prompts, processing_class=tokenizer, rollout_func=rollouts)
     trainer.train()
     trainer.save_model()
     if trainer.accelerator.is_main_process:
@@ -109,6 +122,6 @@ def run(model: str, output: Path, batch: int, accumulation: int, iterations: int
 if __name__ == "__main__":
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         allow_fsdp_on_cpu()
-    model, output, batch, accumulation = sys.argv[1:]
-    for iterations, loss_type in PHASES:
-        run(model, Path(output) / f"iterations{iterations}", int(batch), int(accumulation), iterations, loss_type)
+    model, reward, output, batch, accumulation = sys.argv[1:]
+    for name, options in PHASES.items():
+        run(model, reward, Path(output) / name, int(batch), int(accumulation), options)

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from cfpo_trl.trainer import METRICS
 from conftest import CONFIGS
 from equivalence_run import LETTERS, PHASES
-from tiny_model import build_model, build_tokenizer
+from tiny_model import build_model, build_reward_model, build_tokenizer
 
 HERE = Path(__file__).parent
 LOGGED = {"loss", "grad_norm", "reward", "reward_std", "num_tokens", *METRICS}  # TRL's own means depend on the split
+LOGGED |= {"kl_in_reward", "completions/length_q90", "reward_length/slope", "rewards/reward/length_correlation"}
 ENGINES = ("ddp", "zero2", "zero3", "fsdp2")
 
 
@@ -31,7 +32,8 @@ def launch(engine: str | None, model: Path, output: Path, batch: int, accumulati
     if engine == "fsdp2":  # Accelerate's launcher passes no FSDP settings on to CPU processes: these are the recipe's
         settings = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text())["fsdp_config"]
         environment |= {name.upper(): str(value) for name, value in settings.items()} | {"ACCELERATE_USE_FSDP": "true"}
-    command += [str(HERE / "equivalence_run.py"), str(model), str(output), str(batch), str(accumulation)]
+    script = HERE / "equivalence_run.py"
+    command += map(str, [script, model / "policy", model / "reward", output, batch, accumulation])
     result = subprocess.run(command, env=environment, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return output
@@ -39,10 +41,13 @@ def launch(engine: str | None, model: Path, output: Path, batch: int, accumulati
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
+    """A folder with a policy and a reward model."""
     path = tmp_path_factory.mktemp("model")
     tokenizer = build_tokenizer(LETTERS)
-    build_model(tokenizer, hidden_size=64).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    build_model(tokenizer, hidden_size=64).save_pretrained(path / "policy")
+    build_reward_model(tokenizer).save_pretrained(path / "reward")
+    for folder in ("policy", "reward"):
+        tokenizer.save_pretrained(path / folder)
     return path
 
 
@@ -51,24 +56,22 @@ def one_process(model, tmp_path_factory):
     return launch(None, model, tmp_path_factory.mktemp("one"), batch=16, accumulation=1)
 
 
-def facts(output: Path, iterations: int) -> dict:
-    return json.loads((output / f"iterations{iterations}" / "run.json").read_text())
+def facts(output: Path, phase: str) -> dict:
+    return json.loads((output / phase / "run.json").read_text())
 
 
 def check_equal(output: Path, reference: Path) -> None:
     """Losses, gradient norms and metrics to 1e-5, weights after 8 steps of 1e-3 to 5e-5 absolute, all in fp32."""
-    for iterations, _ in PHASES:
-        runs = [[e for e in facts(path, iterations)["log"] if "loss" in e] for path in (output, reference)]
+    for phase, options in PHASES.items():
+        runs = [[e for e in facts(path, phase)["log"] if "loss" in e] for path in (output, reference)]
         assert len(runs[0]) == len(runs[1]) == 8
         for step, (entry, expected) in enumerate(zip(*runs, strict=True)):
             assert entry.keys() == expected.keys()
             for name in LOGGED & entry.keys():
-                assert entry[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7), (step, name)
+                assert entry[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7), (phase, step, name)
         off_policy = [entry["cfpo/tv"] > 0.01 for entry in runs[1]]
-        assert off_policy == [step % iterations != 0 for step in range(8)]
-        weights, expected = (
-            load_file(path / f"iterations{iterations}" / "model.safetensors") for path in (output, reference)
-        )
+        assert off_policy == [step % options["num_iterations"] != 0 for step in range(8)]
+        weights, expected = (load_file(path / phase / "model.safetensors") for path in (output, reference))
         assert weights.keys() - {"lm_head.weight"} == expected.keys()  # ZeRO-3 saves the tied head a second time
         for name in expected:
             torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=5e-5)
@@ -78,7 +81,7 @@ def check_equal(output: Path, reference: Path) -> None:
 def test_two_processes_equal_one(engine, model, one_process, tmp_path):
     output = launch(engine, model, tmp_path, batch=8, accumulation=1)
     check_equal(output, one_process)
-    seen = facts(output, 4)
+    seen = facts(output, "four_updates")
     assert seen["processes"] == 2
     assert engine.rstrip("23").replace("zero", "deepspeed").replace("ddp", "multi_cpu") in seen["type"].lower()
     assert seen["held"]["parameters"] == pytest.approx(0.5 if engine in ("zero3", "fsdp2") else 1.0, abs=0.01)
@@ -91,5 +94,5 @@ def test_batch_and_accumulation_swapped(model, one_process, tmp_path):
 
 def test_one_update_differs_from_four(one_process):
     """The comparison can fail: the phases, which share the first rollouts, do not end alike."""
-    ends = [load_file(one_process / f"iterations{iterations}" / "model.safetensors") for iterations, _ in PHASES]
+    ends = [load_file(one_process / phase / "model.safetensors") for phase in ("one_update", "four_updates")]
     assert any(not torch.allclose(ends[0][name], ends[1][name], atol=1e-3) for name in ends[0])

@@ -1,4 +1,4 @@
-"""Reward functions by name, or by dotted import path; each is imported and built when a recipe names it."""
+"""Rewards by name, dotted import path, model or URL; each is imported and built when a recipe names it."""
 
 import importlib
 import os
@@ -22,28 +22,39 @@ REWARDS = {
 }
 NEED_SOLUTION = {"accuracy", "reasoning_accuracy", "cosine", "length", "exact_match"}
 NEED_THINK_OPENED = {"format", "tag_count", "code_format"}
+MODEL, SERVER = "cfpo_trl.rewards.model.RewardModel", "cfpo_trl.rewards.remote.RewardServer"
+CHOICES = (
+    f"use some of {', '.join(REWARDS)}, a dotted import path such as my_package.rewards.my_reward, a reward model's "
+    "folder or hub name such as ./my-model or someone/model, or a reward server's URL"
+)
 
 
 def check_rewards(names: list[str], parameters: dict[str, dict[str, Any]]) -> None:
     """Raises a `ValueError` that names the valid choices for an unknown reward, or parameters of one not in use."""
-    choices = f"use some of {', '.join(REWARDS)}, or a dotted import path such as my_package.rewards.my_reward"
     if not names:
-        raise ValueError(f"reward_funcs is empty: {choices}.")
+        raise ValueError(f"reward_funcs is empty: {CHOICES}.")
     for name in names:
-        if name not in REWARDS and "." not in name:
-            raise ValueError(f"reward_funcs has {name!r}, which is no reward: {choices}.")
+        if not (name in REWARDS or "/" in name or "." in name):
+            raise ValueError(f"reward_funcs has {name!r}, which is no reward: {CHOICES}.")
+        if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+            raise ValueError(f"reward_funcs has {name!r}, a folder without a model's config.json.")
+        if names.count(name) > 1:
+            raise ValueError(f"reward_funcs has {name!r} twice; their metrics would be one.")
     for name in parameters:
         if name not in names:
             raise ValueError(f"reward_parameters has {name!r}, which reward_funcs does not: {', '.join(names)}.")
 
 
 def load_reward(name: str, parameters: dict[str, Any] | None = None) -> Callable[..., list[float | None]]:
-    """The reward function of that name or dotted path, built with the parameters.
+    """The reward of that name or dotted path, of that model (its name has a `/`) or URL, built with the parameters.
 
     Raises:
-        ValueError: the module or attribute does not exist, or the reward does not take these parameters.
+        ValueError: the module or attribute does not exist, the reward does not take these parameters, the model
+            cannot be loaded, or no server listens.
     """
-    path = REWARDS.get(name, name)
+    path, given = REWARDS.get(name, name), {}
+    if "/" in name:
+        path, given = (SERVER, {"url": name}) if "://" in name else (MODEL, {"model": name})
     module_name, attribute = path.rsplit(".", 1)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own module beside the recipe
@@ -51,11 +62,11 @@ def load_reward(name: str, parameters: dict[str, Any] | None = None) -> Callable
         reward = getattr(importlib.import_module(module_name), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"reward_funcs has {name!r}, which cannot be imported: {error}.") from error
-    if not attribute.startswith("get_"):
+    if not (given or attribute.startswith("get_")):
         if parameters:
             raise ValueError(f"reward_parameters gives {name} {sorted(parameters)}, and it takes none.")
         return reward
     try:
-        return reward(**(parameters or {}))
+        return reward(**given, **(parameters or {}))
     except TypeError as error:
         raise ValueError(f"reward_parameters of {name}: {error}.") from error

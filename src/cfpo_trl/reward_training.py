@@ -1,0 +1,144 @@
+"""Trains a reward model from preferences with TRL's RewardTrainer, and leaves the scale of its scores in its config.
+
+accelerate launch src/cfpo_trl/reward_training.py --config recipes/Qwen2.5-1.5B-Instruct/reward_model/config.yaml
+"""
+
+import json
+import logging
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, TrlParser
+
+from cfpo_trl.data import DataArguments, load_splits, select_split
+from cfpo_trl.interrupt import SaveOnSignal
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger("cfpo_trl")
+
+CALIBRATION_PAIRS = 1000  # that the scale and the printed accuracy are measured on
+NEEDED = {"chosen", "rejected"}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, saves, and measures on held-out pairs (on the training pairs where none are held out)."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+    parser = TrlParser((DataArguments, RewardConfig, ModelConfig, DatasetMixtureConfig))
+    data_args, training_args, model_args, mixture = parser.parse_args_and_config(arguments)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
+
+    # Data
+    splits = load_splits(data_args, mixture)
+    train_dataset = select_split(splits, data_args.dataset_train_split, "dataset_train_split")
+    check_pairs(train_dataset)
+    eval_dataset = splits.get(data_args.dataset_test_split)
+    if training_args.eval_strategy != "no":
+        eval_dataset = select_split(splits, data_args.dataset_test_split, "dataset_test_split")
+    if eval_dataset is not None:
+        check_pairs(eval_dataset)
+
+    # Train
+    from trl import RewardTrainer, get_peft_config, get_quantization_config
+
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new output, too
+    stop = SaveOnSignal()
+    trainer = RewardTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset if training_args.eval_strategy != "no" else None,
+        callbacks=[stop],
+        peft_config=get_peft_config(model_args),
+        quantization_config=get_quantization_config(model_args),
+    )
+    output = Path(training_args.output_dir)
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint is None and output.is_dir():
+        checkpoint = get_last_checkpoint(output)
+    with stop:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    if stop.received:
+        trainer.accelerator.print("Stopped; to go on, run the same command again.")
+        sys.exit(128 + stop.received)
+
+    # Save, and measure what was saved
+    trainer.save_model(training_args.output_dir)
+    if trainer.accelerator.is_main_process:
+        if model_args.use_peft:
+            merge_adapter(output)
+        pairs = train_dataset if eval_dataset is None else eval_dataset
+        pairs = pairs.select(range(min(CALIBRATION_PAIRS, len(pairs))))
+        batch_size = training_args.per_device_eval_batch_size
+        measured = calibrate(output, pairs, batch_size, training_args.max_length)
+        print("\n".join(f"{name}: {value:.3f}" for name, value in measured.items()))
+        print(f"Reward model saved in {output}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+
+
+def check_pairs(dataset: "Dataset") -> None:
+    """Raises a `ValueError` where the columns of preferences are missing, or a row has an empty side."""
+    if missing := NEEDED - set(dataset.column_names):
+        raise ValueError(
+            f"The dataset has no column {', '.join(sorted(missing))}; it has {', '.join(dataset.column_names)}. "
+            "Preferences have `chosen` and `rejected`, and may have `prompt`: "
+            "https://huggingface.co/docs/trl/dataset_formats#preference"
+        )
+    bad = [index for index, row in enumerate(dataset.select_columns(sorted(NEEDED))) if not all(row.values())]
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(dataset)} rows have no chosen or no rejected text, the first: {bad[0]}.")
+
+
+def merge_adapter(folder: Path) -> None:
+    """Puts the whole model in place of the adapter in the folder, so that it loads by its name alone."""
+    from peft import AutoPeftModelForSequenceClassification
+
+    from cfpo_trl.rewards.model import unsharded
+
+    with unsharded():
+        adapted = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype="auto")
+    adapted.merge_and_unload().save_pretrained(folder)
+    for file in folder.glob("adapter_*"):
+        file.unlink()
+
+
+def calibrate(folder: Path, pairs: "Dataset", batch_size: int, max_length: int | None) -> dict[str, float]:
+    """Scores the pairs with the saved model; writes `mean` and `std` of the scores into its config.json.
+
+    Returns:
+        The share of pairs whose chosen side scores higher, and `mean` and `std` of all scores.
+    """
+    from cfpo_trl.rewards.model import RewardModel
+
+    model = RewardModel(str(folder), batch_size=batch_size, max_length=max_length)
+    chosen, rejected = (score_side(model, pairs, side) for side in ("chosen", "rejected"))
+    scale = {"mean": statistics.fmean(chosen + rejected), "std": statistics.pstdev(chosen + rejected)}
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | scale, indent=2) + "\n")
+    right = statistics.fmean(better > worse for better, worse in zip(chosen, rejected, strict=True))
+    return {"accuracy": right} | scale
+
+
+def score_side(model: Any, pairs: "Dataset", side: str) -> list[float]:
+    prompts = pairs["prompt"] if "prompt" in pairs.column_names else [type(text)() for text in pairs[side]]
+    return model.score(list(prompts), list(pairs[side]))
+
+
+if __name__ == "__main__":
+    main()
