@@ -32,7 +32,7 @@ import yaml
 from tqdm import tqdm
 
 REQUIRED = {"output", "recipe", "rollout_batches", "evaluations", "parts"}
-STUDY_KEYS = REQUIRED | {"prepare", "keep_models"}
+STUDY_KEYS = REQUIRED | {"prepare", "keep_models", "follow"}
 NOT_FINITE = ("probability tensor contains", "device-side assert")  # what sampling from NaN raises on CPUs and GPUs
 SHARED = {  # of every run; a study's recipe overrides it
     "eval_strategy": "steps",

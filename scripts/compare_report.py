@@ -5,6 +5,7 @@ python scripts/compare_report.py runs/compare/quick     (`make compare-objective
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -25,9 +26,12 @@ Fixed before any run was looked at:
 - updates and tokens to a level: where the held-out reward first is at it, interpolated from the evaluation before.
 - differences are matched by setting and seed, GRPO subtracted; 95 % intervals by 10,000 bootstrap draws of the seeds.
   Of three seeds such an interval is no wider than their range, so read a single setting's as that range.
+- at equal length: the difference, less what the difference in mean length explains, by the least-squares slope of the
+  reward on the length of an evaluation's completions (mean of both runs' last three); a dash where no length differed.
 """
 
 SCORE = "eval_reward"
+LENGTH = "completions/mean_length"
 LEVELS = (0.5, 0.8, 0.9)
 HEAT_MAP = ("num_iterations", "learning_rate")
 FACTS = ("run", "parts", "objective", "seed", "commit", "seconds", "failure")
@@ -42,13 +46,18 @@ DIAGNOSTICS = {
     "clip_ratio/region_mean": "share a clip freezes",
     "kl": "KL to the start",
     "grad_norm": "gradient norm",
-    "completions/mean_length": "completion length",
+    LENGTH: "completion length",
+    "reward_length/correlation": "correlation of reward and length",
 }
 LOGARITHMIC = ("cfpo/tv", "cfpo/ratio_max", "grad_norm", "kl", "cfpo/penalty")
 
 
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per run: options, start, final and best reward, whether it collapsed, what it took to reach the levels."""
+def summarise(table: pd.DataFrame, follow: Sequence[str] = ()) -> pd.DataFrame:
+    """A row per run: options, start, final and best reward, whether it collapsed, what it took to reach the levels.
+
+    And the final value of what it logged at evaluation, of these: the metrics to `follow`, the mean length, and the
+    slopes of the rewards among them on the length.
+    """
     options = list(table.columns[: table.columns.get_loc("commit")])
     rows = []
     for _, run in table.groupby("run", sort=False):
@@ -65,6 +74,9 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             at = reached(step, score, level)
             row[f"updates to {level:.0%}"] = at
             row[f"tokens to {level:.0%}"] = np.interp(at, run["step"], tokens) if at < math.inf else math.inf
+        for metric in dict.fromkeys([*follow, LENGTH, *map(slope_of, ["final", *follow])]):
+            if f"eval_{metric}" in run:
+                row[metric] = run[f"eval_{metric}"].dropna().tail(3).mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -77,6 +89,11 @@ def reached(step: np.ndarray, score: np.ndarray, level: float) -> float:
     last = above[0]
     first = max(last - 1, 0)
     return float(np.interp(level, score[[first, last]], step[[first, last]]))
+
+
+def slope_of(value: str) -> str:
+    """The logged slope on the length of the final reward, or of `rewards/<name>/mean`."""
+    return "reward_length/slope" if value == "final" else value.removesuffix("mean") + "length_slope"
 
 
 def varied(runs: pd.DataFrame) -> list[str]:
@@ -93,12 +110,24 @@ def settings(runs: pd.DataFrame, options: list[str]) -> list[tuple[dict[str, obj
     return [(dict(zip(options, values, strict=True)), group) for values, group in groups]
 
 
+def matched(runs: pd.DataFrame, objective: str, value: str) -> pd.DataFrame:
+    """`value` of one setting, a row per seed that both the objective and GRPO have, a column for each of the two."""
+    if value not in runs or not {objective, "grpo"} <= set(runs["objective"]):
+        return pd.DataFrame(columns=[objective, "grpo"], dtype=float)
+    return runs.pivot(index="seed", columns="objective", values=value)[[objective, "grpo"]].dropna()
+
+
 def differences(runs: pd.DataFrame, objective: str, value: str = "final") -> np.ndarray:
     """Objective − GRPO of one setting, a number per seed that both have."""
-    wide = runs.pivot_table(index="seed", columns="objective", values=value)
-    if not {objective, "grpo"} <= set(wide.columns):
-        return np.array([])
-    return (wide[objective] - wide["grpo"]).dropna().to_numpy()
+    wide = matched(runs, objective, value)
+    return (wide[objective] - wide["grpo"]).to_numpy()
+
+
+def at_equal_length(runs: pd.DataFrame, objective: str, value: str) -> np.ndarray:
+    """As [`differences`], less the slope of `value` on the length times the difference in length."""
+    wide, lengths, slopes = (matched(runs, objective, column) for column in (value, LENGTH, slope_of(value)))
+    explained = slopes.mean(axis=1) * (lengths[objective] - lengths["grpo"])
+    return (wide[objective] - wide["grpo"] - explained).dropna().to_numpy()
 
 
 def interval(settings_differences: list[np.ndarray], draws: int = 10_000) -> tuple[float, float, float] | None:
@@ -162,6 +191,36 @@ def by_setting(members: pd.DataFrame, objectives: list[str]) -> str:
     return markdown(rows, [name.replace("_", " ") for name in header])
 
 
+def followed(members: pd.DataFrame, objectives: list[str], follow: Sequence[str]) -> str:
+    """A row per setting and objective: the final value of each metric, mean of seeds, and its difference from GRPO."""
+    rows = []
+    for setting, group in settings(members, varied(members)):
+        for objective in objectives:
+            row = [named(setting) or "all", objective]
+            for metric in follow:
+                value = group.loc[group["objective"] == objective, metric].mean()
+                difference = written(interval([differences(group, objective, metric)]))
+                row.append(f"{value:.3f}" + ("" if objective == "grpo" else f" ({difference})"))
+            rows.append(row)
+    return markdown(rows, ["setting", "objective", *(f"{metric} (− GRPO's)" for metric in follow)])
+
+
+def length_controlled(members: pd.DataFrame, objectives: list[str], values: Sequence[str]) -> str:
+    """A row per setting and objective: mean length, and the differences from GRPO as they are and at equal length."""
+    rows = []
+    for setting, group in settings(members, varied(members)):
+        for objective in objectives:
+            lengths = group.loc[group["objective"] == objective, LENGTH]
+            row = [named(setting) or "all", objective, f"{lengths.mean():.1f}"]
+            for value in values:
+                for difference in (differences, at_equal_length):
+                    found = None if objective == "grpo" else interval([difference(group, objective, value)])
+                    row.append(written(found))
+            rows.append(row)
+    columns = [column for value in values for column in (f"{value} − GRPO's", "at equal length")]
+    return markdown(rows, ["setting", "objective", "final mean length (tokens)", *columns])
+
+
 def speed(members: pd.DataFrame, objectives: list[str]) -> str:
     """A row per setting and objective: median updates and tokens to each level, and how many seeds never got there."""
     rows = []
@@ -182,6 +241,12 @@ def speed(members: pd.DataFrame, objectives: list[str]) -> str:
                 cells.append(text + (f" ({never} of {len(mine)} never)" if never and text != "never" else ""))
             rows.append([named(setting) or "all", objective, *cells])
     return markdown(rows, ["setting", "objective", *(f"{level:.0%}: updates / tokens" for level in LEVELS)])
+
+
+def is_share(runs: pd.DataFrame) -> bool:
+    """Whether the reward is between 0 and 1, so that its levels and a scale to 1 mean something."""
+    rewards = runs[["start", "best", "final"]]
+    return rewards.min().min() >= 0 and rewards.max().max() <= 1
 
 
 def of_part(table: pd.DataFrame, part: str) -> pd.DataFrame:
@@ -234,7 +299,8 @@ def plot_curves(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[str], 
             for option, value in column.items():
                 members = members[members[option] == value]
             draw(axes[y, x], table[table["run"].isin(members["run"])], SCORE, objectives)
-            axes[y, x].set_ylim(0, 1)
+            if is_share(runs):
+                axes[y, x].set_ylim(0, 1)
             axes[0, x].set_title(named(column))
         axes[y, 0].set_ylabel(f"{named(setting)}\nheld-out reward".strip())
     for axis in axes[-1]:
@@ -244,10 +310,12 @@ def plot_curves(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[str], 
     plt.close(figure)
 
 
-def plot_diagnostics(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[str], path: Path) -> None:
-    """A column per setting, a row per metric."""
+def plot_metrics(
+    table: pd.DataFrame, runs: pd.DataFrame, objectives: list[str], labels: dict[str, str], path: Path
+) -> None:
+    """A column per setting, a row per metric of `labels` that was logged."""
     columns = settings(runs, varied(runs))
-    metrics = [metric for metric in DIAGNOSTICS if metric in table and table[metric].notna().any()]
+    metrics = [metric for metric in labels if metric in table and table[metric].notna().any()]
     figure, axes = panels(len(metrics), len(columns))
     for x, (setting, group) in enumerate(columns):
         rows = table[table["run"].isin(group["run"])]
@@ -258,7 +326,7 @@ def plot_diagnostics(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[s
                 axes[y, x].set_ylim(bottom=max(axes[y, x].get_ylim()[0], 1e-4))  # below it is zero
                 axes[y, x].yaxis.set_major_formatter("{x:g}")
                 axes[y, x].yaxis.set_minor_formatter(NullFormatter())
-            axes[y, 0].set_ylabel(DIAGNOSTICS[metric])
+            axes[y, 0].set_ylabel(labels[metric])
         axes[0, x].set_title(named(setting))
         axes[-1, x].set_xlabel("batches of rollouts")
     legend(figure, axes)
@@ -269,6 +337,7 @@ def plot_diagnostics(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[s
 def plot_heat_map(runs: pd.DataFrame, objectives: list[str], path: Path) -> None:
     """Final reward over iterations × learning rate, mean over seeds, a panel per objective; the stable regime."""
     shown = [objective for objective in objectives if objective in set(runs["objective"])]
+    low, high = (0, 1) if is_share(runs) else (runs["final"].min(), runs["final"].max())
     figure, axes = plt.subplots(
         1, len(shown), figsize=(3.4 * len(shown) + 0.8, 3.6), squeeze=False, layout="constrained"
     )
@@ -276,7 +345,7 @@ def plot_heat_map(runs: pd.DataFrame, objectives: list[str], path: Path) -> None
         mine = runs[runs["objective"] == objective]
         final = mine.pivot_table("final", *HEAT_MAP)
         collapsed = mine.pivot_table("collapsed", *HEAT_MAP, aggfunc="sum")
-        image = axis.imshow(final, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
+        image = axis.imshow(final, vmin=low, vmax=high, cmap="cividis", aspect="auto", origin="lower")
         axis.grid(visible=False)
         axis.set(xticks=range(final.shape[1]), xticklabels=[f"{rate:g}" for rate in final.columns])
         axis.set(yticks=range(final.shape[0]), yticklabels=final.index)
@@ -284,7 +353,7 @@ def plot_heat_map(runs: pd.DataFrame, objectives: list[str], path: Path) -> None
         for (row, column), value in np.ndenumerate(final.to_numpy()):
             if not np.isnan(value):
                 marks = "×" * int(collapsed.iloc[row, column])
-                color = "white" if value < 0.55 else "black"
+                color = "white" if value < low + 0.55 * (high - low) else "black"
                 axis.text(column, row, f"{value:.2f}\n{marks}".strip(), ha="center", va="center", color=color)
     figure.colorbar(image, ax=axes[0, -1], label="final held-out reward")
     figure.savefig(path)
@@ -292,7 +361,13 @@ def plot_heat_map(runs: pd.DataFrame, objectives: list[str], path: Path) -> None
 
 
 def section(
-    table: pd.DataFrame, runs: pd.DataFrame, part: str, question: str, objectives: list[str], out: Path
+    table: pd.DataFrame,
+    runs: pd.DataFrame,
+    part: str,
+    question: str,
+    objectives: list[str],
+    follow: Sequence[str],
+    out: Path,
 ) -> str:
     """A part's tables and plots."""
     members = of_part(runs, part)
@@ -308,11 +383,20 @@ def section(
             text.append(f"{title}; × marks a collapsed seed:\n\n![]({name})")
     plot_curves(table, members, objectives, out / f"{part}-curves.png")
     text.append(f"Held-out reward, mean and range of seeds:\n\n![]({part}-curves.png)")
-    text.append("What it took (median of seeds):\n\n" + speed(members, present))
+    if follow:
+        text.append("What the study follows beside the reward:\n\n" + followed(members, present, follow))
+        labels = {SCORE: "reward"} | {f"eval_{metric}": metric for metric in follow}
+        plot_metrics(of_part(table, part), members, objectives, labels, out / f"{part}-followed.png")
+        text.append(f"At the evaluations, mean and range of seeds:\n\n![]({part}-followed.png)")
+    if slope_of("final") in members:
+        values = ["final", *(metric for metric in follow if slope_of(metric) in members)]
+        text.append("Length:\n\n" + length_controlled(members, present, values))
+    if is_share(members):
+        text.append("What it took (median of seeds):\n\n" + speed(members, present))
     _, down = split(options)
     for number, (setting, group) in enumerate(settings(members, down)):
         name = f"{part}-diagnostics-{number}.png"
-        plot_diagnostics(table, group, objectives, out / name)
+        plot_metrics(table, group, objectives, DIAGNOSTICS, out / name)
         text.append(f"<details><summary>Diagnostics, {named(setting) or part}</summary>\n\n![]({name})\n\n</details>")
     return "\n\n".join(text)
 
@@ -320,8 +404,9 @@ def section(
 def report(folder: Path) -> Path:
     """Writes `report.md`, its plots and `runs.csv` (a row per run) into the study's folder; returns the report."""
     table = pd.read_parquet(folder / "table.parquet")
-    parts = yaml.safe_load((folder / "study.yaml").read_text())["parts"]
-    runs = summarise(table)
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    parts, follow = study["parts"], study.get("follow", [])
+    runs = summarise(table, follow)
     runs.to_csv(folder / "runs.csv", index=False, float_format="%.4g")
     objectives = list(dict.fromkeys(["grpo", "cfpo", *runs["objective"]]))
     text = [
@@ -338,7 +423,7 @@ def report(folder: Path) -> Path:
         text.append(f"{len(failed)} runs failed:\n\n" + markdown(failed.astype(str).to_numpy().tolist(), list(failed)))
     for part, described in parts.items():
         if len(of_part(runs, part)):
-            text.append(section(table, runs, part, described["question"], objectives, folder))
+            text.append(section(table, runs, part, described["question"], objectives, follow, folder))
     path = folder / "report.md"
     path.write_text("\n\n".join(text) + "\n")
     return path

@@ -15,7 +15,16 @@ from trl import TrlParser
 
 from cfpo_trl.grpo import ARGUMENTS
 from compare import expand, load_study
-from compare_report import differences, headline, interval, reached, report, summarise
+from compare_report import (
+    at_equal_length,
+    differences,
+    headline,
+    interval,
+    length_controlled,
+    reached,
+    report,
+    summarise,
+)
 from objectives import build
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +84,7 @@ def test_parts_share_runs():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grids": {}}, "has grids; a study's keys are evaluations, keep_models, output, parts"),
+        ({"grids": {}}, "has grids; a study's keys are evaluations, follow, keep_models, output"),
         ({"recipe": None}, "lacks recipe"),
         ({"parts": {"one": {"question": "?", "grid": {"seed": 0}}}}, "part one of .* at least objective and seed"),
     ],
@@ -156,6 +165,24 @@ def test_differences_are_matched_by_seed_and_their_interval_holds_the_mean():
     mean, low, high = interval([many])
     assert high - low == pytest.approx(2 * 1.96 * 0.05 / 20, rel=0.15)
     assert interval([np.array([])]) is None
+
+
+def test_differences_at_equal_length():
+    """CFPO is 0.3 ahead and 2 tokens longer, at 0.1 and 0.2 of reward per token: 0 of it is not the length's."""
+    rewards = {("grpo", 0): 0.4, ("cfpo", 0): 0.7, ("grpo", 1): 0.5, ("cfpo", 1): 0.6}
+    table = make_table({run: [reward] * 4 for run, reward in rewards.items()})
+    cfpo = table["objective"] == "cfpo"
+    table["eval_completions/mean_length"] = np.where(cfpo, 7.0, 5.0)
+    table["eval_reward_length/slope"] = np.where(cfpo, 0.2, 0.1)
+    table["eval_rewards/true/mean"] = np.where(cfpo, 0.4, 0.3)
+    table.loc[table["seed"] == 1, "eval_rewards/true/length_slope"] = -0.1
+    runs = summarise(table, ["rewards/true/mean"])
+    assert at_equal_length(runs, "cfpo", "final").tolist() == pytest.approx([0.0, -0.2])
+    assert differences(runs, "cfpo", "rewards/true/mean").tolist() == pytest.approx([0.1, 0.1])
+    assert at_equal_length(runs, "cfpo", "rewards/true/mean").tolist() == pytest.approx([0.3])  # seed 0 has no slope
+    text = length_controlled(runs, ["grpo", "cfpo"], ["final", "rewards/true/mean"])
+    assert "| all | cfpo | 7.0 | +0.200 [+0.100, +0.300] | -0.100 [-0.200, " in text
+    assert "| all | grpo | 5.0 | – | – | – | – |" in text
 
 
 def test_headline_counts_collapsed_and_failed_runs():

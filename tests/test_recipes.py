@@ -1,5 +1,6 @@
 """Every recipe loads through the real parser, and the two of a pair differ in the objective alone."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import yaml
 from trl import DatasetMixtureConfig, ModelConfig, TrlParser, get_peft_config
 
 from cfpo_trl import CFPOConfig
-from cfpo_trl.config import check_config
+from cfpo_trl.config import check_alignment, check_config
 from cfpo_trl.grpo import CFPOScriptArguments
+from cfpo_trl.reward_training import ARGUMENTS
 from cfpo_trl.rewards import load_reward
+from cfpo_trl.rewards.model import RewardModel
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIGS = sorted(RECIPES.rglob("config_*.yaml"))
@@ -30,8 +33,13 @@ def test_loads(path):
     parser = TrlParser((CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig))
     script_args, training_args, model_args, _ = parser.parse_args_and_config(["--config", str(path), *ON_CPU])
     check_config(training_args)
+    check_alignment(training_args)
     for reward in script_args.reward_funcs:
-        load_reward(reward, (script_args.reward_parameters or {}).get(reward))
+        parameters = (script_args.reward_parameters or {}).get(reward) or {}
+        if "/" in reward:  # a model, which is not here
+            inspect.signature(RewardModel).bind(reward, **parameters)
+        else:
+            load_reward(reward, parameters)
     assert training_args.reward_weights is None or len(training_args.reward_weights) == len(script_args.reward_funcs)
     assert script_args.objective in path.name
     assert training_args.report_to == []
@@ -56,3 +64,14 @@ def test_every_recipe_is_in_the_table(path):
         f"`{folder}`" in line and f"`{path.stem.removeprefix('config_cfpo').removeprefix('_') or 'base'}`" in line
         for line in (RECIPES / "README.md").read_text().splitlines()
     )
+
+
+def test_reward_model_recipe_loads():
+    path = RECIPES / "Qwen2.5-1.5B-Instruct" / "reward_model" / "config.yaml"
+    parser = TrlParser(ARGUMENTS)
+    data_args, training_args, *_ = parser.parse_args_and_config(["--config", str(path), *ON_CPU])
+    assert data_args.dataset_name
+    assert training_args.report_to == []
+    assert not training_args.push_to_hub
+    policy = yaml.safe_load((path.parent.parent / "rlhf" / "config_cfpo.yaml").read_text())
+    assert policy["reward_funcs"] == [training_args.output_dir]

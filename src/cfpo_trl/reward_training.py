@@ -25,14 +25,14 @@ logger = logging.getLogger("cfpo_trl")
 
 CALIBRATION_PAIRS = 1000  # that the scale and the printed accuracy are measured on
 NEEDED = {"chosen", "rejected"}
+ARGUMENTS = (DataArguments, RewardConfig, ModelConfig, DatasetMixtureConfig)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains, saves, and measures on held-out pairs (on the training pairs where none are held out)."""
     if not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-    parser = TrlParser((DataArguments, RewardConfig, ModelConfig, DatasetMixtureConfig))
-    data_args, training_args, model_args, mixture = parser.parse_args_and_config(arguments)
+    data_args, training_args, model_args, mixture = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
 
