@@ -10,7 +10,7 @@ KL_BOUND = 10.0  # OpenRLHF's: a token's estimate stays within ±10
 def leave_one_out(rewards: Tensor, num_generations: int) -> Tensor:
     """RLOO: a_i = R_i − mean of the other rewards of its prompt; not divided by a standard deviation.
 
-    Equals k / (k − 1) times the group's mean-centred reward. Source: https://arxiv.org/abs/2402.14740, equation 4.
+    Equals k / (k − 1) times the group's mean-centred reward. Source: https://arxiv.org/abs/2402.14740
 
     Args:
         rewards: `(N,)`, the `num_generations` completions of a prompt one after the other; NaN where none applied.
@@ -29,7 +29,7 @@ def leave_one_out(rewards: Tensor, num_generations: int) -> Tensor:
 def mean_centred(rewards: Tensor, num_generations: int, scale: str) -> Tensor:
     """GRPO: a_i = R_i − mean of its prompt's rewards, over their standard deviation + 1e-4 as `scale` says.
 
-    Source: https://arxiv.org/abs/2402.03300, section 4.1.2; `scale="none"` is Dr. GRPO, https://arxiv.org/abs/2503.20783.
+    Source: https://arxiv.org/abs/2402.03300; `scale="none"` is Dr. GRPO, https://arxiv.org/abs/2503.20783.
 
     Args:
         rewards: `(N,)`, the `num_generations` completions of a prompt one after the other; NaN where none applied.
