@@ -183,6 +183,15 @@ def test_advantages_per_token_are_openrlhfs(roll_out, estimator, kl_estimator, b
     torch.testing.assert_close(batch["advantages"], expected, rtol=0, atol=2e-6)
 
 
+def test_what_no_reward_scored_moves_nothing_per_token_either(roll_out):
+    trainer, batch = roll_out(
+        advantage_estimator="rloo", kl_in_reward=BETA, kl_in_reward_level="token", reward=now_and_then
+    )
+    moved = (batch["advantages"] != 0).any(dim=1)
+    scored = ~trainer._scored["train"][0][:, 1].isnan()
+    assert moved.tolist() == scored.tolist() == [index not in (1, 5) and index <= 8 for index in range(16)]
+
+
 def test_the_kl_of_a_token_is_bounded_per_token_alone(roll_out, monkeypatch):
     monkeypatch.setattr("cfpo_trl.alignment.approximate_kl", lambda logps, *_: torch.full_like(logps, 12.0))
     for level, bound in (("token", 10.0), ("sequence", 12.0)):

@@ -84,36 +84,37 @@ class AlignmentTrainer(GRPOTrainer):
 
     def _advantages(self, batch: dict[str, Any], kl: Tensor | None, mode: str) -> Tensor:
         """The class's formulas, from the rewards of the batch and its masked KL `(B, T)`."""
-        args, count = self.args, len(batch["completion_ids"])
-        num_generations = self.num_generations if mode == "train" else self.num_generations_eval
-        rewards, by_sequence = self._scored[mode][-1][:, 1], args.kl_in_reward_level == "sequence"
-        if by_sequence:
-            rewards = clip(rewards, args.reward_clip_range)
-            if kl is not None:
-                rewards = rewards - args.kl_in_reward * self.accelerator.gather(kl.sum(dim=1))
-        if num_generations == 1:  # in evaluation, where TRL has no baseline either
-            advantages = torch.zeros_like(rewards)
-        elif args.advantage_estimator == "rloo":
-            advantages = leave_one_out(rewards, num_generations)
+        args, by_token = self.args, self.args.kl_in_reward_level == "token"
+        rewards = self._scored[mode][-1][:, 1]  # of all processes, as the baselines need
+        if by_token:
+            advantages = clip(self._minus_baseline(rewards, mode), args.reward_clip_range)
         else:
-            advantages = mean_centred(rewards, num_generations, args.scale_rewards)
-        if not by_sequence:
-            advantages = clip(advantages, args.reward_clip_range)
-        logged = self._logs["advantages"]
-        for _ in range(min(len(advantages), len(logged))):
-            logged.pop()  # TRL's, of the same completions
-        logged.extend(advantages.nan_to_num(0.0).tolist())
-        start = self.accelerator.process_index * count
-        advantages = advantages[start : start + count]
-        if kl is not None and not by_sequence:
-            advantages = advantages.unsqueeze(1) - args.kl_in_reward * reward_to_go(kl)
-            advantages = advantages * loss_mask(batch)
-        return advantages.nan_to_num(0.0)  # what no reward scored moves nothing
+            penalty = 0.0 if kl is None else args.kl_in_reward * self.accelerator.gather(kl.sum(dim=1))
+            advantages = self._minus_baseline(clip(rewards, args.reward_clip_range) - penalty, mode)
+        advantages = advantages.nan_to_num(0.0)  # what no reward scored moves nothing
+        for _ in range(min(len(advantages), len(self._logs["advantages"]))):
+            self._logs["advantages"].pop()  # TRL's, of the same completions
+        self._logs["advantages"].extend(advantages.tolist())
+
+        count = len(batch["completion_ids"])
+        mine = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
+        if kl is None or not by_token:
+            return advantages[mine]
+        per_token = advantages[mine].unsqueeze(1) - args.kl_in_reward * reward_to_go(kl)
+        return per_token * loss_mask(batch) * ~rewards[mine].isnan().unsqueeze(1)
+
+    def _minus_baseline(self, rewards: Tensor, mode: str) -> Tensor:
+        num_generations = self.num_generations if mode == "train" else self.num_generations_eval
+        if num_generations == 1:  # in evaluation, where TRL has no baseline either
+            return torch.zeros_like(rewards)
+        if self.args.advantage_estimator == "rloo":
+            return leave_one_out(rewards, num_generations)
+        return mean_centred(rewards, num_generations, self.args.scale_rewards)
 
     def _kl_in_reward(self, batch: dict[str, Any], mode: str) -> Tensor:
         """The masked estimate per token, `(B, T)`, of the policy that made the rollouts."""
         logps = batch.get("old_per_token_logps")
-        logps = self._score(batch, mode) if logps is None else logps
+        logps = self._policy_logps(batch, mode) if logps is None else logps
         kl = approximate_kl(logps, batch["ref_per_token_logps"], self.args.kl_in_reward_estimator)
         if self.args.kl_in_reward_level == "token":
             kl = kl.clamp(-KL_BOUND, KL_BOUND)
@@ -122,7 +123,7 @@ class AlignmentTrainer(GRPOTrainer):
         return kl
 
     @torch.no_grad()
-    def _score(self, batch: dict[str, Any], mode: str) -> Tensor:
+    def _policy_logps(self, batch: dict[str, Any], mode: str) -> Tensor:
         """Log-probs of the completions, `(B, T)`, which TRL leaves out where its loss needs none."""
         accepted = inspect.signature(self._get_per_token_logps_and_entropies).parameters
         logps, *_ = self._get_per_token_logps_and_entropies(
