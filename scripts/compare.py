@@ -274,7 +274,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
         facts |= {option: run.recipe.get(option) for option in options}
         facts |= {key: result[key] for key in ("commit", "seconds", "failure")}
         for step, metrics in sorted(steps.items()):
-            rows.append(facts | metrics | {"step": step, "rollout_batches": step / cycle})
+            rows.append(facts | metrics | facts | {"step": step, "rollout_batches": step / cycle})  # facts prevail
     return pd.DataFrame(rows)
 
 

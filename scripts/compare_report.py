@@ -26,6 +26,7 @@ Fixed before any run was looked at:
 - updates and tokens to a level: where the held-out reward first is at it, interpolated from the evaluation before.
 - differences are matched by setting and seed, GRPO subtracted; 95 % intervals by 10,000 bootstrap draws of the seeds.
   Of three seeds such an interval is no wider than their range, so read a single setting's as that range.
+- at equal reward: the difference where each run first had the lower of the two final rewards, interpolated as above.
 - at equal length: the difference, less what the difference in mean length explains, by the least-squares slope of the
   reward on the length of an evaluation's completions (mean of both runs' last three); a dash where no length differed.
 """
@@ -191,18 +192,36 @@ def by_setting(members: pd.DataFrame, objectives: list[str]) -> str:
     return markdown(rows, [name.replace("_", " ") for name in header])
 
 
-def followed(members: pd.DataFrame, objectives: list[str], follow: Sequence[str]) -> str:
-    """A row per setting and objective: the final value of each metric, mean of seeds, and its difference from GRPO."""
+def at_equal_reward(table: pd.DataFrame, runs: pd.DataFrame, objective: str, metric: str) -> np.ndarray:
+    """Objective − GRPO of an evaluation's metric, where each first had the lower of their two final rewards."""
+    values = []
+    for seed, pair in matched(runs, objective, "final").iterrows():
+        found = []
+        for name in (objective, "grpo"):
+            run = runs.loc[(runs["seed"] == seed) & (runs["objective"] == name), "run"].item()
+            curve = table[table["run"] == run].dropna(subset=[SCORE, metric])
+            step = curve["step"].to_numpy()
+            found.append(np.interp(reached(step, curve[SCORE].to_numpy(), pair.min()), step, curve[metric]))
+        values.append(found[0] - found[1])
+    return np.array(values)
+
+
+def followed(table: pd.DataFrame, members: pd.DataFrame, objectives: list[str], follow: Sequence[str]) -> str:
+    """A row per setting and objective: each metric's final value, mean of seeds, and its differences from GRPO's."""
     rows = []
     for setting, group in settings(members, varied(members)):
         for objective in objectives:
             row = [named(setting) or "all", objective]
             for metric in follow:
-                value = group.loc[group["objective"] == objective, metric].mean()
-                difference = written(interval([differences(group, objective, metric)]))
-                row.append(f"{value:.3f}" + ("" if objective == "grpo" else f" ({difference})"))
+                row.append(f"{group.loc[group['objective'] == objective, metric].mean():.3f}")
+                if objective == "grpo":
+                    row += ["–", "–"]
+                else:
+                    row.append(written(interval([differences(group, objective, metric)])))
+                    row.append(written(interval([at_equal_reward(table, group, objective, f"eval_{metric}")])))
             rows.append(row)
-    return markdown(rows, ["setting", "objective", *(f"{metric} (− GRPO's)" for metric in follow)])
+    columns = [column for metric in follow for column in (metric, "− GRPO's", "at equal reward")]
+    return markdown(rows, ["setting", "objective", *columns])
 
 
 def length_controlled(members: pd.DataFrame, objectives: list[str], values: Sequence[str]) -> str:
@@ -327,7 +346,7 @@ def plot_metrics(
                 axes[y, x].yaxis.set_major_formatter("{x:g}")
                 axes[y, x].yaxis.set_minor_formatter(NullFormatter())
             axes[y, 0].set_ylabel(labels[metric])
-        axes[0, x].set_title(named(setting))
+        axes[0, x].set_title(named(setting).replace(", ", "\n"))
         axes[-1, x].set_xlabel("batches of rollouts")
     legend(figure, axes)
     figure.savefig(path)
@@ -384,7 +403,7 @@ def section(
     plot_curves(table, members, objectives, out / f"{part}-curves.png")
     text.append(f"Held-out reward, mean and range of seeds:\n\n![]({part}-curves.png)")
     if follow:
-        text.append("What the study follows beside the reward:\n\n" + followed(members, present, follow))
+        text.append("What the study follows beside the reward:\n\n" + followed(table, members, present, follow))
         labels = {SCORE: "reward"} | {f"eval_{metric}": metric for metric in follow}
         plot_metrics(of_part(table, part), members, objectives, labels, out / f"{part}-followed.png")
         text.append(f"At the evaluations, mean and range of seeds:\n\n![]({part}-followed.png)")

@@ -124,7 +124,7 @@ def test_advantages_equal_those_of_trls_rloo_trainer(roll_out, coefficient, boun
         torch.tensor(list(ours._logs["advantages"])), torch.tensor(list(theirs._logs["advantages"])), rtol=0, atol=1e-6
     )
     if coefficient:
-        (per_sequence,) = ours._metrics["train"]["kl_in_reward"]
+        (per_sequence,) = ours._metrics["train"]["kl_in_reward/mean"]
         (per_token,) = theirs._metrics["train"]["kl"]  # TRL logs the mean over tokens
         assert per_sequence == pytest.approx(per_token * batch["completion_mask"].sum().item() / 16, rel=1e-5)
         assert abs(per_sequence) > 0.01
@@ -197,7 +197,7 @@ def test_the_kl_of_a_token_is_bounded_per_token_alone(roll_out, monkeypatch):
     for level, bound in (("token", 10.0), ("sequence", 12.0)):
         trainer, batch = roll_out(kl_in_reward=BETA, kl_in_reward_level=level)
         lengths = batch["completion_mask"].sum(dim=1)
-        assert trainer._metrics["train"]["kl_in_reward"] == [pytest.approx(bound * lengths.float().mean().item())]
+        assert trainer._metrics["train"]["kl_in_reward/mean"] == [pytest.approx(bound * lengths.float().mean().item())]
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
@@ -231,7 +231,7 @@ def test_evaluation_with_one_completion_per_prompt(roll_out):
         advantage_estimator="rloo", kl_in_reward=BETA, num_generations_eval=1, mode="eval", eval_strategy="no"
     )
     assert batch["advantages"].tolist() == [0] * 16
-    assert trainer._metrics["eval"]["kl_in_reward"]
+    assert trainer._metrics["eval"]["kl_in_reward/mean"]
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
@@ -275,7 +275,7 @@ def test_advantages_per_token_train(build_trainer, start, ratios, loss_type):
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(math.isfinite(entry["loss"]) and entry["grad_norm"] > 0 for entry in logs)
-    assert all("kl_in_reward" in entry for entry in logs[::4])
+    assert all("kl_in_reward/mean" in entry for entry in logs[::4])
     assert logs[-1]["cfpo/tv"] > 0
     assert logs[-1]["cfpo/penalty"] > 0
 
@@ -316,7 +316,7 @@ def test_lora_has_its_base_as_the_reference(build_trainer, start):
         learning_rate=1e-2,
     )
     trainer.train()
-    kl = [entry["kl_in_reward"] for entry in trainer.state.log_history if "loss" in entry]
+    kl = [entry["kl_in_reward/mean"] for entry in trainer.state.log_history if "loss" in entry]
     assert trainer.ref_model is None
     assert kl[0] == 0
     assert kl[-1] != 0

@@ -17,7 +17,9 @@ from cfpo_trl.grpo import ARGUMENTS
 from compare import expand, load_study
 from compare_report import (
     at_equal_length,
+    at_equal_reward,
     differences,
+    followed,
     headline,
     interval,
     length_controlled,
@@ -183,6 +185,17 @@ def test_differences_at_equal_length():
     text = length_controlled(runs, ["grpo", "cfpo"], ["final", "rewards/true/mean"])
     assert "| all | cfpo | 7.0 | +0.200 [+0.100, +0.300] | -0.100 [-0.200, " in text
     assert "| all | grpo | 5.0 | – | – | – | – |" in text
+
+
+def test_differences_at_equal_reward():
+    """GRPO ends higher; where it first has CFPO's 0.6, half-way between its first two evaluations, it is 5 longer."""
+    table = make_table({("grpo", 0): [0.4, 0.8, 0.9, 0.9, 0.9], ("cfpo", 0): [0.4, 0.5, 0.6, 0.6, 0.6]})
+    table["eval_length"] = [2.0, 20.0, 30.0, 30.0, 30.0, 2.0, 4.0, 6.0, 8.0, 8.0]
+    runs = summarise(table, ["length"])
+    assert differences(runs, "cfpo", "length").tolist() == pytest.approx([22 / 3 - 30])
+    assert at_equal_reward(table, runs, "cfpo", "eval_length").tolist() == pytest.approx([6.0 - 11.0])
+    row = followed(table, runs, ["grpo", "cfpo"], ["length"]).splitlines()[-1]
+    assert row == "| all | cfpo | 7.333 | -22.667 [-22.667, -22.667] | -5.000 [-5.000, -5.000] |"
 
 
 def test_headline_counts_collapsed_and_failed_runs():

@@ -263,4 +263,4 @@ save_strategy: "no"
             first, clipped, early = (entry[f"rewards/{name}/mean"] for name in ("reward", "second", "early_letters"))
             assert entry["reward"] == pytest.approx(first - 0.5 * clipped + 2 * early, abs=1e-5)
             assert abs(clipped) <= 1
-        assert logs[1]["kl_in_reward"] != 0
+        assert logs[1]["kl_in_reward/mean"] != 0

@@ -119,7 +119,7 @@ class AlignmentTrainer(GRPOTrainer):
         if self.args.kl_in_reward_level == "token":
             kl = kl.clamp(-KL_BOUND, KL_BOUND)
         kl = kl.masked_fill(loss_mask(batch) == 0, 0.0)  # padding's may be infinite
-        self._metrics[mode]["kl_in_reward"].append(self.accelerator.gather(kl.sum(dim=1)).mean().item())
+        self._metrics[mode]["kl_in_reward/mean"].append(self.accelerator.gather(kl.sum(dim=1)).mean().item())
         return kl
 
     @torch.no_grad()

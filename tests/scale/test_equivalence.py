@@ -18,7 +18,7 @@ from tiny_model import build_model, build_reward_model, build_tokenizer
 
 HERE = Path(__file__).parent
 LOGGED = {"loss", "grad_norm", "reward", "reward_std", "num_tokens", *METRICS}  # TRL's own means depend on the split
-LOGGED |= {"kl_in_reward", "completions/length_q90", "reward_length/slope", "rewards/reward/length_correlation"}
+LOGGED |= {"kl_in_reward/mean", "completions/length_q90", "reward_length/slope", "rewards/reward/length_correlation"}
 ENGINES = ("ddp", "zero2", "zero3", "fsdp2")
 
 
