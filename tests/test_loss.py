@@ -16,6 +16,9 @@ from packaging.version import Version
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from cfpo_trl.config import LUSPO_BY_TOKEN
+
+PADDED_LUSPO = Version(trl.__version__) < LUSPO_BY_TOKEN
 LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"]
 LEVELS = ["token", "sequence"]
 KL = [{"beta": 0.0}, {"beta": 0.3}, {"beta": 0.3, "use_bias_correction_kl": True}]
@@ -206,7 +209,8 @@ def value_and_gradient(loss: torch.Tensor, model: torch.nn.Module) -> tuple[torc
 def worst_errors(trainer, batch, loss_type: str, level: str, expected_loss) -> tuple[float, float]:
     """Worst relative errors of value and gradient over the grid, against `expected_loss(batch, case)`."""
     worst = torch.zeros(2, dtype=torch.float64)
-    for case in GRID:
+    grid = [case for case in GRID if not (PADDED_LUSPO and loss_type == "luspo" and "per_token_advantages" in case)]
+    for case in grid:
         configure(trainer, case, loss_type, level)
         inputs = choose(batch, case)
         actual = value_and_gradient(trainer.compute_loss(trainer.model, inputs), trainer.model)
@@ -214,7 +218,7 @@ def worst_errors(trainer, batch, loss_type: str, level: str, expected_loss) -> t
         errors = [(a - e).norm() / e.norm() for a, e in zip(actual, expected, strict=True)]
         assert max(errors) < 1e-9, f"{loss_type}, {level}, {case}: {errors}"
         worst = torch.maximum(worst, torch.stack(errors))
-    print(f"{len(GRID)} configurations of {loss_type}, {level}: worst relative errors {worst.tolist()}")
+    print(f"{len(grid)} configurations of {loss_type}, {level}: worst relative errors {worst.tolist()}")
     return tuple(worst.tolist())
 
 
@@ -231,8 +235,8 @@ def test_against_an_independent_reference(trainer, loss_type, level, record_prop
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_oracle_trl_with_its_clip_line_replaced(trainer, loss_type, level):
-    if (loss_type, level) == ("luspo", "token") and Version(trl.__version__) < Version("1.12"):
-        pytest.skip("before 1.12 TRL averaged padding into token-level luspo, and CFPO does not penalise padding")
+    if PADDED_LUSPO and (loss_type, level) == ("luspo", "token"):
+        pytest.skip("this TRL averages padding into luspo with a loss per token, and CFPO does not penalise padding")
     oracle = build_oracle()
     batch = make_batch(trainer.model)
     worst_errors(trainer, batch, loss_type, level, lambda b, case: oracle(trainer, trainer.model, b))

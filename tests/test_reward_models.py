@@ -264,3 +264,39 @@ save_strategy: "no"
             assert entry["reward"] == pytest.approx(first - 0.5 * clipped + 2 * early, abs=1e-5)
             assert abs(clipped) <= 1
         assert logs[1]["kl_in_reward/mean"] != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["cfpo", "grpo"])
+def test_from_preferences_to_a_policy_that_they_prefer(preferences, objective, tmp_path):
+    """The two commands of the README: the score rises by more than its spread, and what it stands for, too."""
+    model = train_reward_model(preferences, "reward_model", "--max_steps", "60", "--save_strategy", "no")
+    recipe = f"""
+objective: {objective}
+model_name_or_path: {tmp_path}/start
+dtype: float32
+dataset_name: {preferences}
+reward_funcs: [{model}, conftest.early_letters]
+reward_weights: [1.0, 0.0]
+reward_parameters: {{{model}: {{normalize: true}}}}
+advantage_estimator: rloo
+kl_in_reward: 0.01
+kl_in_reward_level: token
+per_device_train_batch_size: 64
+num_generations: 8
+num_iterations: 2
+max_completion_length: 6
+learning_rate: 3.0e-3
+lr_scheduler_type: constant
+max_steps: 80
+logging_steps: 2
+output_dir: {tmp_path}/rlhf
+save_strategy: "no"
+"""
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    grpo.main(["--config", str(tmp_path / "recipe.yaml"), *OPTIONS])
+    logs = json.loads((tmp_path / "rlhf" / "trainer_state.json").read_text())["log_history"]
+    first, last = ([entry for entry in logs if "loss" in entry][index] for index in (0, -1))
+    assert last["reward"] - first["reward"] > 1
+    assert last["rewards/early_letters/mean"] - first["rewards/early_letters/mean"] > 0.2
+    assert last["kl_in_reward/mean"] > 0.1

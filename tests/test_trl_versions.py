@@ -36,7 +36,8 @@ def test_loss_metrics_refusals_and_the_script(version):
     assert subprocess.check_output(installed, env=environment, text=True).strip() == version
 
     tests = ["tests/test_loss.py", "tests/test_trainer.py", "tests/test_grpo_script.py"]
-    tests += ["tests/test_alignment.py", "-k", "oracle or refused or one_recipe or definitions or alignment"]
+    tests += ["tests/test_alignment.py", "tests/test_reward_models.py", "-k"]
+    tests += ["oracle or refused or one_recipe or definitions or alignment or learns or several_models"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
+    quantization = get_quantization_config(model_args)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new output, too
     stop = SaveOnSignal()
     trainer = RewardTrainer(
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         eval_dataset=eval_dataset if training_args.eval_strategy != "no" else None,
         callbacks=[stop],
         peft_config=get_peft_config(model_args),
-        quantization_config=get_quantization_config(model_args),
+        **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
     )
     output = Path(training_args.output_dir)
     checkpoint = training_args.resume_from_checkpoint
