@@ -175,7 +175,7 @@ def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
     start, failure = time.perf_counter(), None
     try:
         grpo.main(["--config", str(folder / "recipe.yaml")], trainer_class=build_trainer)
-    except Exception as error:  # the parent raises what is no result
+    except (Exception, SystemExit) as error:  # the parent raises what is no result
         traceback.print_exc()
         failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         if not any(sign in failure for sign in NOT_FINITE):
@@ -271,11 +271,16 @@ def table(runs: list[Run]) -> pd.DataFrame:
             if "train_runtime" not in entry:
                 steps[entry["step"]] = entry | steps.get(entry["step"], {})  # a resumed run evaluates once more
         facts = {"run": run.folder.name, "parts": " ".join(run.parts)}
-        facts |= {option: run.recipe.get(option) for option in options}
+        facts |= {option: plain(run.recipe.get(option)) for option in options}
         facts |= {key: result[key] for key in ("commit", "seconds", "failure")}
         for step, metrics in sorted(steps.items()):
             rows.append(facts | metrics | facts | {"step": step, "rollout_batches": step / cycle})  # facts prevail
     return pd.DataFrame(rows)
+
+
+def plain(value: Any) -> Any:
+    """An option as the report groups by it: a list becomes text."""
+    return str(value) if isinstance(value, list) else value
 
 
 def main() -> None:

@@ -23,12 +23,15 @@ Fixed before any run was looked at:
 
 - *final*: mean held-out reward of the last three evaluations, 0 if it failed; *best*: highest mean of three in a row.
 - *failed*: its numbers were no longer finite. *collapsed*: failed, or final below half of best, the start counted.
+  Where a run starts below 0, both count from its start in place of 0.
 - updates and tokens to a level: where the held-out reward first is at it, interpolated from the evaluation before.
 - differences are matched by setting and seed, GRPO subtracted; 95 % intervals by 10,000 bootstrap draws of the seeds.
   Of three seeds such an interval is no wider than their range, so read a single setting's as that range.
-- at equal reward: the difference where each run first had the lower of the two final rewards, interpolated as above.
 - at equal length: the difference, less what the difference in mean length explains, by the least-squares slope of the
   reward on the length of an evaluation's completions (mean of both runs' last three); a dash where no length differed.
+
+Of what a study follows, a failed run has no value. *At equal reward* is the difference where each run first had the
+lower of the two final rewards, interpolated like the levels.
 """
 
 SCORE = "eval_reward"
@@ -68,16 +71,17 @@ def summarise(table: pd.DataFrame, follow: Sequence[str] = ()) -> pd.DataFrame:
         smooth = np.convolve(score, np.ones(3) / 3, mode="valid") if len(score) >= 3 else score
         row["start"] = score[0] if len(score) else math.nan
         row["best"] = max([*score[:1], *smooth], default=math.nan)
-        row["final"] = smooth[-1] if len(smooth) and pd.isna(row["failure"]) else 0.0
-        row["collapsed"] = not row["final"] >= row["best"] / 2
+        failed, floor = pd.notna(row["failure"]), min(0.0, row["start"])
+        row["final"] = smooth[-1] if len(smooth) and not failed else floor
+        row["collapsed"] = failed or not row["final"] - floor >= (row["best"] - floor) / 2
         tokens = run["num_tokens"].ffill().fillna(0.0) if "num_tokens" in run else run["step"] * math.nan
         for level in LEVELS:
             at = reached(step, score, level)
             row[f"updates to {level:.0%}"] = at
             row[f"tokens to {level:.0%}"] = np.interp(at, run["step"], tokens) if at < math.inf else math.inf
         for metric in dict.fromkeys([*follow, LENGTH, *map(slope_of, ["final", *follow])]):
-            if f"eval_{metric}" in run:
-                row[metric] = run[f"eval_{metric}"].dropna().tail(3).mean()
+            if f"eval_{metric}" in table:
+                row[metric] = math.nan if failed else run[f"eval_{metric}"].dropna().tail(3).mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -195,14 +199,17 @@ def by_setting(members: pd.DataFrame, objectives: list[str]) -> str:
 def at_equal_reward(table: pd.DataFrame, runs: pd.DataFrame, objective: str, metric: str) -> np.ndarray:
     """Objective − GRPO of an evaluation's metric, where each first had the lower of their two final rewards."""
     values = []
-    for seed, pair in matched(runs, objective, "final").iterrows():
+    for seed, pair in matched(runs[runs["failure"].isna()], objective, "final").iterrows():
         found = []
         for name in (objective, "grpo"):
             run = runs.loc[(runs["seed"] == seed) & (runs["objective"] == name), "run"].item()
             curve = table[table["run"] == run].dropna(subset=[SCORE, metric])
+            if curve.empty:
+                break
             step = curve["step"].to_numpy()
             found.append(np.interp(reached(step, curve[SCORE].to_numpy(), pair.min()), step, curve[metric]))
-        values.append(found[0] - found[1])
+        if len(found) == 2:
+            values.append(found[0] - found[1])
     return np.array(values)
 
 
@@ -410,7 +417,7 @@ def section(
     if slope_of("final") in members:
         values = ["final", *(metric for metric in follow if slope_of(metric) in members)]
         text.append("Length:\n\n" + length_controlled(members, present, values))
-    if is_share(members):
+    if "updates to 50%" in members:
         text.append("What it took (median of seeds):\n\n" + speed(members, present))
     _, down = split(options)
     for number, (setting, group) in enumerate(settings(members, down)):
@@ -424,8 +431,11 @@ def report(folder: Path) -> Path:
     """Writes `report.md`, its plots and `runs.csv` (a row per run) into the study's folder; returns the report."""
     table = pd.read_parquet(folder / "table.parquet")
     study = yaml.safe_load((folder / "study.yaml").read_text())
-    parts, follow = study["parts"], study.get("follow", [])
+    parts, asked = study["parts"], study.get("follow", [])
+    follow = [metric for metric in asked if f"eval_{metric}" in table]
     runs = summarise(table, follow)
+    if not is_share(runs):
+        runs = runs.drop(columns=[column for column in runs if column.startswith(("updates to", "tokens to"))])
     runs.to_csv(folder / "runs.csv", index=False, float_format="%.4g")
     objectives = list(dict.fromkeys(["grpo", "cfpo", *runs["objective"]]))
     text = [
@@ -437,6 +447,8 @@ def report(folder: Path) -> Path:
         headline(runs, parts, objectives),
         "Settings of a part are averaged with equal weight; the sections below have each.",
     ]
+    if missing := set(asked) - set(follow):
+        text.append(f"No evaluation logged {', '.join(sorted(missing))}, which the study follows.")
     failed = runs.loc[runs["failure"].notna(), ["run", "objective", "failure"]]
     if len(failed):
         text.append(f"{len(failed)} runs failed:\n\n" + markdown(failed.astype(str).to_numpy().tolist(), list(failed)))

@@ -44,10 +44,10 @@ def test_refused_before_any_model_is_loaded(options, message, trainer_class, tmp
     ("options", "version", "message"),
     [
         ({"loss_type": "luspo"}, "1.11.0", "'luspo' averages padding on TRL 1.11.0; .* or trl>=1.12"),
-        ({"use_liger_kernel": True}, "1.13.0", "Liger's kernel on TRL 1.13.0 takes one per completion"),
+        ({"use_liger_kernel": True}, "1.13.0", "on TRL 1.13.0 Liger's kernel would have it in the loss, too"),
     ],
 )
-def test_refused_advantages_per_token_on_old_trl(options, version, message, tmp_path, monkeypatch):
+def test_refused_on_old_trl(options, version, message, tmp_path, monkeypatch):
     args = CFPOConfig(str(tmp_path), use_cpu=True, bf16=False, kl_in_reward=BETA, kl_in_reward_level="token")
     for name, value in options.items():  # set late: TRL's own check wants the kernels installed
         setattr(args, name, value)
@@ -301,6 +301,14 @@ def test_penalty_of_sequence_ratios_with_advantages_per_token(roll_out):
     logs = trainer.state.log_history[-1]
     assert logs["cfpo/tv"] == pytest.approx(0.05, rel=1e-3)  # over two sequences
     assert logs["cfpo/penalty"] == pytest.approx((1 + 2 + 0.5 + 1) * 0.1**2 / 0.4 / 4, rel=1e-3)  # over four tokens
+
+
+def test_metrics_where_every_completion_was_cut_off(roll_out):
+    trainer, batch = roll_out(importance_sampling_level="sequence", kl_in_reward=BETA, kl_in_reward_level="token")
+    batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])
+    trainer.compute_loss(trainer.model, batch)
+    trainer.log({})
+    assert "cfpo/tv" not in trainer.state.log_history[-1]
 
 
 def test_lora_has_its_base_as_the_reference(build_trainer, start):

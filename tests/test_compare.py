@@ -15,6 +15,7 @@ from trl import TrlParser
 
 from cfpo_trl.grpo import ARGUMENTS
 from compare import expand, load_study
+from compare import table as table_of
 from compare_report import (
     at_equal_length,
     at_equal_reward,
@@ -148,6 +149,45 @@ def test_summary_of_a_run():
 )
 def test_collapse(curve, failure, collapsed):
     assert summarise(make_table({("grpo", 0): curve}, failure)).iloc[0]["collapsed"] == collapsed
+
+
+@pytest.mark.parametrize(
+    ("curve", "failure", "final", "collapsed"),
+    [
+        ([-2.0, -1.0, -0.5, -0.5, -0.5], None, -0.5, False),
+        ([-2.0, -0.4, -0.4, -0.4, -1.9, -1.9, -1.9], None, -1.9, True),
+        ([-2.0, -1.0, -0.4, -0.4, -0.4], "RuntimeError: nan", -2.0, True),
+        ([0.5, 2.0, 2.0, 2.0, 0.9, 0.9, 0.9], None, 0.9, True),
+    ],
+)
+def test_rewards_that_are_no_shares(curve, failure, final, collapsed):
+    row = summarise(make_table({("grpo", 0): curve}, failure)).iloc[0]
+    assert row["final"] == pytest.approx(final)
+    assert row["collapsed"] == collapsed
+
+
+def test_what_is_followed_has_no_value_for_failed_runs_and_may_be_missing(tmp_path):
+    table = make_table({("grpo", 0): [0.5, 0.6, 0.7, 0.8], ("grpo", 1): [0.5] * 4})
+    failed = make_table({("cfpo", 0): [0.5, 0.9, 0.9, 0.9], ("cfpo", 1): [0.5] * 4}, "RuntimeError: nan")
+    table = pd.concat([table, failed], ignore_index=True)
+    table["eval_length"] = np.where(table["seed"] == 0, 3.0, np.nan)
+    table["entropy"] = 1.0
+    runs = summarise(table, ["length"])
+    assert runs.loc[runs["objective"] == "cfpo", "length"].isna().all()
+    assert at_equal_reward(table, runs, "cfpo", "eval_length").size == 0
+    study = {"parts": {"one": {"question": "?", "grid": {}}}, "follow": ["length", "lenght"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    table.to_parquet(tmp_path / "table.parquet")
+    assert "No evaluation logged lenght, which the study follows." in report(tmp_path).read_text()
+
+
+def test_a_list_is_an_option_like_any_other(tmp_path):
+    grid = {"objective": ["grpo"], "seed": [0], "reward_clip_range": [[-1, 1], [-3, 3]]}
+    runs = expand(study(output=str(tmp_path), parts={"one": {"question": "?", "grid": grid}}))
+    for run in runs:
+        run.folder.mkdir(parents=True)
+        run.result.write_text(json.dumps({"commit": "a", "seconds": 1.0, "failure": None, "history": []}))
+    assert sorted(table_of(runs)["reward_clip_range"].unique()) == ["[-1, 1]", "[-3, 3]"]
 
 
 def test_reached():

@@ -108,6 +108,8 @@ def test_longer_sequences_lose_their_end_and_a_warning_says_so(folder, tokenizer
 
 def test_a_tokenizer_without_padding(folder, tokenizer, monkeypatch):
     """Its end-of-sequence token pads; the model then reads the token before it, in RewardTrainer as here."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
     tokenizer.pad_token = None
     monkeypatch.setattr("cfpo_trl.rewards.model.AutoTokenizer.from_pretrained", lambda *_, **__: tokenizer)
     expected = [
@@ -204,13 +206,48 @@ def test_a_reward_model_learns_preferences(preferences, capsys, options):
     torch.testing.assert_close(normalised, (torch.tensor(chosen) - config["mean"]) / config["std"])
 
 
-def test_a_resumed_reward_training_equals_an_uninterrupted_one(preferences):
+@pytest.mark.parametrize("options", [(), ("--use_peft", "true")])
+def test_what_is_pushed_is_what_was_measured(preferences, monkeypatch, options):
+    pushed = []
+
+    def init_hf_repo(trainer, token=None):
+        trainer.hub_model_id = "someone/model"
+
+    def upload_folder(api, *, repo_id, folder_path, ignore_patterns):
+        pushed.append((repo_id, sorted(path.name for path in folder_path.iterdir()), load_reward(str(folder_path))))
+
+    monkeypatch.setattr(RewardTrainer, "init_hf_repo", init_hf_repo)
+    monkeypatch.setattr("cfpo_trl.reward_training.HfApi.upload_folder", upload_folder)
+    push = ["--push_to_hub", "true", "--max_steps", "4", "--save_strategy", "no", *options]
+    output = train_reward_model(preferences, "out", *push)
+    ((repository, files, reward),) = pushed
+    assert repository == "someone/model"
+    assert "config.json" in files
+    assert not any(name.startswith("adapter") for name in files)
+    assert load_reward(str(output), {"normalize": True}).std > 0
+    assert load_reward(str(output))(PROMPTS, COMPLETIONS) == reward(PROMPTS, COMPLETIONS)
+
+
+def test_pairs_that_training_leaves_out_do_not_count(preferences, capsys):
+    train_reward_model(preferences, "out", "--max_steps", "40", "--save_strategy", "no", "--max_length", "9")
+    pairs = [json.loads(line) for line in (preferences / "test.jsonl").read_text().splitlines()]
+    kept = [p for p in pairs if max(len(p["prompt"] + p[side]) + 1 for side in ("chosen", "rejected")) <= 9]
+    assert 10 < len(kept) < 100
+    reward = load_reward(str(preferences.parent / "out"))
+    better, worse = (reward([p["prompt"] for p in kept], [p[side] for p in kept]) for side in ("chosen", "rejected"))
+    accuracy = sum(a > b for a, b in zip(better, worse, strict=True)) / len(kept)
+    assert f"accuracy: {accuracy:.3f}" in capsys.readouterr().out
+
+
+def test_a_resumed_reward_training_equals_an_uninterrupted_one(preferences, caplog):
     whole = train_reward_model(preferences, "whole", "--max_steps", "6", "--save_steps", "3")
     half = preferences.parent / "half"
     (whole / "checkpoint-3").rename(preferences.parent / "checkpoint-3")
     half.mkdir()
     (preferences.parent / "checkpoint-3").rename(half / "checkpoint-3")
-    resumed = train_reward_model(preferences, "half", "--max_steps", "6", "--save_steps", "3")
+    with caplog.at_level(logging.INFO):
+        resumed = train_reward_model(preferences, "half", "--max_steps", "6", "--save_steps", "3")
+    assert "half/checkpoint-3; for a fresh start" in caplog.text
     assert load_reward(str(resumed))(PROMPTS, COMPLETIONS) == load_reward(str(whole))(PROMPTS, COMPLETIONS)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from cfpo_trl import grpo
 from cfpo_trl.rewards import load_reward
 from cfpo_trl.rewards.model import RewardModel
-from cfpo_trl.rewards.registry import check_rewards
+from cfpo_trl.rewards.registry import check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
 from conftest import LETTERS
 from tiny_model import build_model, build_reward_model, build_tokenizer
@@ -81,7 +81,7 @@ def test_a_busy_server_is_asked_again(server):
 
 
 WRONG = [
-    ([503], "gave no rewards within timeout=1 s, 1 retries: .*too many 503"),
+    ([503], "gave no JSON but, with status 503, ''"),
     ([lambda request: time.sleep(3)], "gave no rewards within timeout=1 s, 1 retries: .*timed out"),
     ([b"<html>Not here</html>"], "gave no JSON but, with status 200, '<html>Not here</html>'"),
     ([404], "gave no JSON but, with status 404, ''"),
@@ -112,12 +112,18 @@ def test_nothing_listens(server):
         load_reward("ftp://127.0.0.1/score")
 
 
+def test_two_rewards_of_one_name_are_refused(server):
+    with pytest.raises(ValueError, match="reward_funcs has .* and another that is called '127.0.0.1:.*/score' in the"):
+        load_rewards([server.url, server.url + "/"], {})
+    with pytest.raises(ValueError, match="reward_funcs has 'conftest.early_letters' and another"):
+        load_rewards(["conftest.early_letters", server.url, "conftest.early_letters"], {})
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         (["nonsense"], "reward_funcs has 'nonsense', which is no reward: .* or a reward server's URL"),
         (["recipes/demo"], "reward_funcs has 'recipes/demo', a folder without a model's config.json"),
-        (["a/b", "a/b"], "reward_funcs has 'a/b' twice; their metrics would be one"),
     ],
 )
 def test_names_are_checked_before_anything_is_loaded(names, message):
@@ -195,10 +201,31 @@ def test_a_server_that_fails_during_the_run_costs_no_step(server, recipe, tmp_pa
     assert f"Reward server {server.url} gave" in printed
     assert "Stopped at step 6; last checkpoint: " in printed
     assert (tmp_path / "failed" / "checkpoint-6").exists()
-    server.answers = [share_of_early_letters]
+    server.answers, server.requests = [share_of_early_letters], []
     grpo.main(arguments)
+    assert len(server.requests) == 1  # it went on from step 6
     whole, failed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "failed"))
     assert all(torch.equal(whole[name], failed[name]) for name in whole)
+
+
+def test_a_failure_in_an_evaluation_keeps_the_random_state_behind_the_step(server, recipe, tmp_path):
+    """Request 3 is the evaluation after step 4; the resumed run follows one whose evaluation went well."""
+    options = ["--eval_strategy", "steps", "--eval_steps", "4", "--dataset_test_split", "train"]
+    options += ["--per_device_eval_batch_size", "200", "--num_generations_eval", "1"]
+    grpo.main(["--config", str(recipe), "--output_dir", str(tmp_path / "whole"), *options])
+    server.answers, server.requests = [share_of_early_letters] * 2 + [404], []
+    arguments = ["--config", str(recipe), "--output_dir", str(tmp_path / "failed"), *options]
+    with pytest.raises(SystemExit):
+        grpo.main(arguments)
+    assert (tmp_path / "failed" / "checkpoint-4").exists()
+    server.answers = [share_of_early_letters]
+    grpo.main(arguments)
+    logs = [
+        json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("whole", "failed")
+    ]
+    whole, failed = ([entry["reward"] for entry in log if "reward" in entry] for log in logs)
+    assert len(whole) == 4
+    assert failed == whole
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def check_alignment(args: CFPOConfig) -> None:
 
     Refused: an unknown `advantage_estimator`, `kl_in_reward_estimator` or `kl_in_reward_level`; a `kl_in_reward` that
     is negative or not finite; a `reward_clip_range` that is no range; rewards that are scaled by the batch or each on
-    its own; and advantages per token where the loss would not be theirs.
+    its own; KL in the reward with Liger's kernel on TRL < 1.14, and per token with `luspo` on TRL < 1.12.
     """
     for name, choices in (
         ("advantage_estimator", ADVANTAGE_ESTIMATORS),
@@ -140,18 +140,18 @@ def check_alignment(args: CFPOConfig) -> None:
         )
     if args.advantage_estimator == "rloo" and args.scale_rewards != "none":
         raise ValueError(f"scale_rewards={args.scale_rewards!r}: RLOO divides by nothing; use 'none'.")
-    if args.kl_in_reward and args.kl_in_reward_level == "token":
-        if args.loss_type == "luspo" and Version(trl.__version__) < LUSPO_BY_TOKEN:
-            raise ValueError(
-                f"kl_in_reward_level='token' with loss_type='luspo' averages padding on TRL {trl.__version__}; use "
-                f"another loss_type, kl_in_reward_level='sequence', or trl>={LUSPO_BY_TOKEN}."
-            )
-        if args.use_liger_kernel and Version(trl.__version__) < LIGER_SEAM:
-            raise ValueError(
-                f"kl_in_reward_level='token' gives an advantage per token, and Liger's kernel on TRL "
-                f"{trl.__version__} takes one per completion; use kl_in_reward_level='sequence', or "
-                f"trl>={LIGER_SEAM}."
-            )
+    installed = Version(trl.__version__)
+    if args.kl_in_reward and args.use_liger_kernel and installed < LIGER_SEAM:
+        raise ValueError(
+            f"kl_in_reward={args.kl_in_reward} with use_liger_kernel=True: on TRL {installed} Liger's kernel would "
+            f"have it in the loss, too; upgrade to trl>={LIGER_SEAM}, or set use_liger_kernel=False."
+        )
+    by_token = args.kl_in_reward and args.kl_in_reward_level == "token"
+    if by_token and args.loss_type == "luspo" and installed < LUSPO_BY_TOKEN:
+        raise ValueError(
+            f"kl_in_reward_level='token' with loss_type='luspo' averages padding on TRL {installed}; use another "
+            f"loss_type, kl_in_reward_level='sequence', or trl>={LUSPO_BY_TOKEN}."
+        )
 
 
 def check_config(args: GRPOConfig) -> None:

@@ -26,7 +26,7 @@ from cfpo_trl.benchmarks import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.config import CFPOConfig, check_alignment, check_config
 from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
 from cfpo_trl.interrupt import RandomStateAtStep, SaveOnSignal
-from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_reward
+from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.vllm_server import RolloutServerError, check_vllm, trl_rolls_out
 
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         if opens_think(first):
             logger.info("The chat template opens <think> already: the %s reward does not ask for it again.", name)
             parameters.setdefault(name, {}).setdefault("think_opened", True)
-    reward_funcs = [load_reward(name, parameters.get(name)) for name in script_args.reward_funcs]
+    reward_funcs = load_rewards(script_args.reward_funcs, parameters)
 
     # Trainer, which loads the model
     training_args.model_init_kwargs = {
@@ -247,7 +247,7 @@ def save_and_exit(
 ) -> NoReturn:
     """Keeps what was trained when rollouts or rewards failed; exits with status 1."""
     if trainer.state.global_step:
-        random_state.restore()
+        random_state.restore(trainer.state.global_step)
         trainer._save_checkpoint(trainer.model, trial=None)
     trainer.accelerator.print(
         f"{error}\nStopped at step {trainer.state.global_step}; last checkpoint: "

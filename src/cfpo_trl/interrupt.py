@@ -50,11 +50,17 @@ class RandomStateAtStep(TrainerCallback):
     Restored before the checkpoint, it makes the resumed run draw the same completions as an uninterrupted one.
     """
 
-    def on_step_begin(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
+    step: int | None = None  # how many steps were done
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **kwargs: Any) -> None:
+        self.step = state.global_step
         self.python, self.numpy, self.cpu = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
-    def restore(self) -> None:
+    def restore(self, step: int) -> None:
+        """If the state is that of the step that follows `step`, not of one that an evaluation follows."""
+        if self.step != step:
+            return
         random.setstate(self.python)
         numpy.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)

@@ -18,7 +18,7 @@ def length_metrics(scored: Tensor, reward_names: list[str]) -> dict[str, float]:
         `rewards/<name>/length_correlation` and `rewards/<name>/length_slope`. Left out where lengths are all equal;
         the correlation also where rewards are.
     """
-    lengths, total, *rewards = scored.double().unbind(dim=1)
+    lengths, total, *rewards = scored.cpu().double().unbind(dim=1)
     levels = lengths.new_tensor(QUANTILES)
     quantiles = zip(QUANTILES, lengths.quantile(levels).tolist(), strict=True)
     metrics = {f"completions/length_q{100 * level:.0f}": value for level, value in quantiles}

@@ -9,10 +9,11 @@ import os
 import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
+from huggingface_hub import HfApi
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, TrlParser
 
 from cfpo_trl.data import DataArguments, load_splits, select_split
@@ -20,6 +21,8 @@ from cfpo_trl.interrupt import SaveOnSignal
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from cfpo_trl.rewards.model import RewardModel
 
 logger = logging.getLogger("cfpo_trl")
 
@@ -49,10 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
     # Train
     from trl import RewardTrainer, get_peft_config, get_quantization_config
 
+    from cfpo_trl.rewards.model import RewardModel
+
+    trusting = training_args if hasattr(training_args, "trust_remote_code") else model_args  # later TRLs moved it
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
+        "trust_remote_code": trusting.trust_remote_code,
         **(training_args.model_init_kwargs or {}),
     }
     quantization = get_quantization_config(model_args)
@@ -71,6 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     checkpoint = training_args.resume_from_checkpoint
     if checkpoint is None and output.is_dir():
         checkpoint = get_last_checkpoint(output)
+    if checkpoint:
+        logger.info("Going on from %s; for a fresh start choose another output_dir, or remove it.", checkpoint)
     with stop:
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
@@ -79,18 +88,25 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(128 + stop.received)
 
     # Save, and measure what was saved
-    trainer.save_model(training_args.output_dir)
+    trainer.save_model(training_args.output_dir, _internal_call=True)  # internal: nothing is pushed yet
     if trainer.accelerator.is_main_process:
         if model_args.use_peft:
-            merge_adapter(output)
+            merge_adapter(output, trusting.trust_remote_code)
         pairs = train_dataset if eval_dataset is None else eval_dataset
         pairs = pairs.select(range(min(CALIBRATION_PAIRS, len(pairs))))
-        batch_size = training_args.per_device_eval_batch_size
-        measured = calibrate(output, pairs, batch_size, training_args.max_length)
+        model = RewardModel(
+            str(output),
+            batch_size=training_args.per_device_eval_batch_size,
+            max_length=training_args.max_length,
+            trust_remote_code=trusting.trust_remote_code,
+        )
+        measured = calibrate(model, pairs)
         print("\n".join(f"{name}: {value:.3f}" for name, value in measured.items()))
         print(f"Reward model saved in {output}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+        if training_args.push_to_hub:  # the folder as it is: the trainer would write its own model over it
+            HfApi().upload_folder(
+                repo_id=trainer.hub_model_id, folder_path=output, ignore_patterns=[f"{PREFIX_CHECKPOINT_DIR}-*"]
+            )
 
 
 def check_pairs(dataset: "Dataset") -> None:
@@ -106,39 +122,40 @@ def check_pairs(dataset: "Dataset") -> None:
         raise ValueError(f"{len(bad)} of {len(dataset)} rows have no chosen or no rejected text, the first: {bad[0]}.")
 
 
-def merge_adapter(folder: Path) -> None:
+def merge_adapter(folder: Path, trust_remote_code: bool) -> None:
     """Puts the whole model in place of the adapter in the folder, so that it loads by its name alone."""
     from peft import AutoPeftModelForSequenceClassification
 
     from cfpo_trl.rewards.model import unsharded
 
     with unsharded():
-        adapted = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype="auto")
+        adapted = AutoPeftModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype="auto", trust_remote_code=trust_remote_code
+        )
     adapted.merge_and_unload().save_pretrained(folder)
     for file in folder.glob("adapter_*"):
         file.unlink()
 
 
-def calibrate(folder: Path, pairs: "Dataset", batch_size: int, max_length: int | None) -> dict[str, float]:
+def calibrate(model: "RewardModel", pairs: "Dataset") -> dict[str, float]:
     """Scores the pairs with the saved model; writes `mean` and `std` of the scores into its config.json.
+
+    Pairs with a side over the model's `max_length` are left out, as in training.
 
     Returns:
         The share of pairs whose chosen side scores higher, and `mean` and `std` of all scores.
     """
-    from cfpo_trl.rewards.model import RewardModel
-
-    model = RewardModel(str(folder), batch_size=batch_size, max_length=max_length)
-    chosen, rejected = (score_side(model, pairs, side) for side in ("chosen", "rejected"))
+    prompts = pairs["prompt"] if "prompt" in pairs.column_names else [type(text)() for text in pairs["chosen"]]
+    sides = [list(zip(prompts, pairs[side], strict=True)) for side in ("chosen", "rejected")]
+    kept = [
+        rows for rows in zip(*sides, strict=True) if all(len(model.tokenize(*r)) <= model.max_length for r in rows)
+    ]
+    chosen, rejected = (model.score(*zip(*side, strict=True)) for side in zip(*kept, strict=True))
     scale = {"mean": statistics.fmean(chosen + rejected), "std": statistics.pstdev(chosen + rejected)}
-    path = folder / "config.json"
+    path = Path(model.name) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | scale, indent=2) + "\n")
     right = statistics.fmean(better > worse for better, worse in zip(chosen, rejected, strict=True))
     return {"accuracy": right} | scale
-
-
-def score_side(model: Any, pairs: "Dataset", side: str) -> list[float]:
-    prompts = pairs["prompt"] if "prompt" in pairs.column_names else [type(text)() for text in pairs[side]]
-    return model.score(list(prompts), list(pairs[side]))
 
 
 if __name__ == "__main__":

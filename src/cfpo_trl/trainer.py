@@ -187,7 +187,7 @@ class CFPOTrainer(AlignmentTrainer):
             sums = self.accelerator.reduce(sums.sum(dim=0), reduction="sum").tolist()
             tv, outside, penalty, ratios, penalties = sums
             low, minus_high = self.accelerator.gather(extremes.amin(dim=0)).view(-1, 2).amin(dim=0).tolist()
-            if ratios:  # else every completion was cut off and masked
+            if ratios and penalties:  # else every completion was cut off and masked
                 values = (tv / ratios, penalty / penalties, outside / ratios, low, -minus_high)
                 self._metrics[mode].update({name: [value] for name, value in zip(METRICS, values, strict=True)})
         super().log(*args, **kwargs)

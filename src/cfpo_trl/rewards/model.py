@@ -64,10 +64,12 @@ class RewardModel:
         config = self.model.config
         if config.num_labels != 1:
             raise ValueError(f"{model!r} has {config.num_labels} outputs; a reward model has one (num_labels=1).")
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        config.get_text_config().pad_token_id = self.tokenizer.pad_token_id  # by it the model finds the last token
-        self.max_length = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
+        text_config = config.get_text_config()
+        if text_config.pad_token_id is None:  # by it the model finds the last token
+            text_config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id
+        self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(text_config.pad_token_id)
+        longest = getattr(text_config, "max_position_embeddings", self.tokenizer.model_max_length)
+        self.max_length = max_length or longest
         self.mean, self.std = 0.0, 1.0
         if normalize:
             if not hasattr(config, "mean") or not getattr(config, "std", 0) > 0:
@@ -86,7 +88,7 @@ class RewardModel:
     def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
         """As a call, for this process alone."""
         rows = [self.tokenize(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        if cut := sum(len(ids) > (self.max_length or len(ids)) for ids in rows):
+        if cut := sum(len(ids) > self.max_length for ids in rows):
             logger.warning("%s: %d of %d sequences cut to %d tokens.", self.name, cut, len(rows), self.max_length)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         scores = [0.0] * len(rows)

@@ -38,8 +38,6 @@ def check_rewards(names: list[str], parameters: dict[str, dict[str, Any]]) -> No
             raise ValueError(f"reward_funcs has {name!r}, which is no reward: {CHOICES}.")
         if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"reward_funcs has {name!r}, a folder without a model's config.json.")
-        if names.count(name) > 1:
-            raise ValueError(f"reward_funcs has {name!r} twice; their metrics would be one.")
     for name in parameters:
         if name not in names:
             raise ValueError(f"reward_parameters has {name!r}, which reward_funcs does not: {', '.join(names)}.")
@@ -70,3 +68,16 @@ def load_reward(name: str, parameters: dict[str, Any] | None = None) -> Callable
         return reward(**given, **(parameters or {}))
     except TypeError as error:
         raise ValueError(f"reward_parameters of {name}: {error}.") from error
+
+
+def load_rewards(names: list[str], parameters: dict[str, dict[str, Any]]) -> list[Callable[..., list[float | None]]]:
+    """All of them, see [`load_reward`]. Raises a `ValueError` where two would have one name in the log."""
+    rewards = [load_reward(name, parameters.get(name)) for name in names]
+    logged = [reward.__name__ for reward in rewards]
+    for name, called in zip(names, logged, strict=True):
+        if logged.count(called) > 1:
+            raise ValueError(
+                f"reward_funcs has {name!r} and another that is called {called!r} in the log: their metrics would be "
+                "one; rename a function or a model's folder."
+            )
+    return rewards

@@ -35,14 +35,19 @@ class RewardServer:
     def __init__(self, url: str, batch_size: int = 64, timeout: float = 60.0, retries: int = 3):
         self.url, self.batch_size, self.timeout, self.retries = url, batch_size, timeout, retries
         parts = urlsplit(url)
-        self.__name__ = parts.netloc + parts.path.rstrip("/")  # TRL's name for it in the log
         self.session = requests.Session()
-        self.session.mount(
-            f"{parts.scheme}://",
-            HTTPAdapter(max_retries=Retry(retries, backoff_factor=1.0, status_forcelist=BUSY, allowed_methods=None)),
+        policy = Retry(
+            retries,
+            backoff_factor=1.0,
+            status_forcelist=BUSY,
+            allowed_methods=None,  # POST, too
+            raise_on_status=False,  # what a failed server says is shown
+            respect_retry_after_header=False,  # it may ask for hours
         )
+        self.session.mount(f"{parts.scheme}://", HTTPAdapter(max_retries=policy))
         try:
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+            self.__name__ = f"{parts.hostname}:{port}{parts.path.rstrip('/')}"  # TRL's name for it in the log
             socket.create_connection((parts.hostname, port), timeout=timeout).close()
         except (OSError, KeyError) as error:
             raise ValueError(f"reward_funcs has {url!r}, where no server listens: {error!r}; {START}.") from error
