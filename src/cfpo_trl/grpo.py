@@ -26,6 +26,7 @@ from cfpo_trl.benchmarks import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.config import CFPOConfig, check_alignment, check_config
 from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
 from cfpo_trl.interrupt import RandomStateAtStep, SaveOnSignal
+from cfpo_trl.loading import model_init_kwargs, trusts_remote_code
 from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.vllm_server import RolloutServerError, check_vllm, trl_rolls_out
@@ -114,12 +115,11 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
     from cfpo_trl import AlignmentTrainer, CFPOTrainer
 
     # Prompts and solutions, as the model and the rewards read them
-    trusting = training_args if hasattr(training_args, "trust_remote_code") else model_args  # later TRLs moved it
     processor = AutoProcessor.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
         padding_side="left",
-        trust_remote_code=trusting.trust_remote_code,
+        trust_remote_code=trusts_remote_code(training_args, model_args),
     )
     tokenizer = getattr(processor, "tokenizer", processor)
     if script_args.chat_template:
@@ -141,13 +141,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
     reward_funcs = load_rewards(script_args.reward_funcs, parameters)
 
     # Trainer, which loads the model
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        "trust_remote_code": trusting.trust_remote_code,
-        **(training_args.model_init_kwargs or {}),
-    }
+    training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     quantization = get_quantization_config(model_args)
     stop, random_state = SaveOnSignal(), RandomStateAtStep()
     benchmarks = EvaluateCheckpoints(script_args.benchmarks) if script_args.benchmarks else None

@@ -18,6 +18,7 @@ from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, TrlParser
 
 from cfpo_trl.data import DataArguments, load_splits, select_split
 from cfpo_trl.interrupt import SaveOnSignal
+from cfpo_trl.loading import model_init_kwargs, trusts_remote_code
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,14 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     from cfpo_trl.rewards.model import RewardModel
 
-    trusting = training_args if hasattr(training_args, "trust_remote_code") else model_args  # later TRLs moved it
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        "trust_remote_code": trusting.trust_remote_code,
-        **(training_args.model_init_kwargs or {}),
-    }
+    trusting = trusts_remote_code(training_args, model_args)
+    training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     quantization = get_quantization_config(model_args)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new output, too
     stop = SaveOnSignal()
@@ -91,14 +86,14 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.save_model(training_args.output_dir, _internal_call=True)  # internal: nothing is pushed yet
     if trainer.accelerator.is_main_process:
         if model_args.use_peft:
-            merge_adapter(output, trusting.trust_remote_code)
+            merge_adapter(output, trusting)
         pairs = train_dataset if eval_dataset is None else eval_dataset
         pairs = pairs.select(range(min(CALIBRATION_PAIRS, len(pairs))))
         model = RewardModel(
             str(output),
             batch_size=training_args.per_device_eval_batch_size,
             max_length=training_args.max_length,
-            trust_remote_code=trusting.trust_remote_code,
+            trust_remote_code=trusting,
         )
         measured = calibrate(model, pairs)
         print("\n".join(f"{name}: {value:.3f}" for name, value in measured.items()))

@@ -1,0 +1,22 @@
+"""How the scripts load a model: by the options of TRL's ModelConfig, in each TRL version."""
+
+from typing import Any
+
+from transformers import TrainingArguments
+from trl import ModelConfig
+
+
+def trusts_remote_code(training_args: TrainingArguments, model_args: ModelConfig) -> bool:
+    """`trust_remote_code`, which later TRLs moved from the model's arguments to the training's."""
+    return getattr(training_args, "trust_remote_code", None) or getattr(model_args, "trust_remote_code", False)
+
+
+def model_init_kwargs(training_args: Any, model_args: ModelConfig) -> dict[str, Any]:
+    """What a trainer hands to `from_pretrained`: revision, attention, dtype, trust; `model_init_kwargs` overrides."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "trust_remote_code": trusts_remote_code(training_args, model_args),
+        **(training_args.model_init_kwargs or {}),
+    }
