@@ -7,11 +7,13 @@ SCALE := .venvs/scale
 SCALE_INSTALLED := $(SCALE)/installed
 EVALUATE := .venvs/evaluate
 EVALUATE_INSTALLED := $(EVALUATE)/installed
+ENGINES := .venvs/engines
+ENGINES_INSTALLED := $(ENGINES)/installed
 DEMO := runs/demo/cfpo/model.safetensors
 CHECKED := src tests scripts setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-trl-versions test-scale test-evaluate evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
+.PHONY: help install demo test test-fast test-trl-versions test-scale test-evaluate test-engines evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -40,15 +42,26 @@ $(EVALUATE_INSTALLED): setup.py constraints-evaluate.txt
 	for tasks in $(EVALUATE)/lib/python*/site-packages/lighteval/tasks/tasks; do touch $$tasks/tinyBenchmarks.pkl; done
 	touch $@
 
+# verl and OpenRLHF require packages that need CUDA, and other versions than TRL's tests: what their imports need.
+$(ENGINES_INSTALLED): setup.py constraints-engines.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/pip install --quiet "$$(grep ^torch== constraints-engines.txt)"
+	$(ENGINES)/bin/pip install --quiet --constraint constraints-engines.txt "ray[default]" accelerate codetiming datasets \
+		deepspeed dill einops hydra-core pandas peft pillow pyarrow pylatexenc pytest requests tensordict torchdata transformers
+	$(ENGINES)/bin/pip install --quiet --no-deps --constraint constraints-engines.txt verl openrlhf trl
+	$(ENGINES)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 install: $(INSTALLED) ## Make .venv with the tested versions
 
 demo: $(INSTALLED) ## Train a tiny model with CFPO on this machine's CPU: 3 minutes, a table and a plot
 	$(BIN)/python scripts/demo.py
 
-test: $(INSTALLED) quality ## Run all tests, the slow ones too, of test-scale and test-evaluate too
+test: $(INSTALLED) quality ## Run all tests, the slow ones too, of test-scale, test-evaluate and test-engines too
 	$(BIN)/python -m pytest
 	$(MAKE) test-scale
 	$(MAKE) test-evaluate
+	$(MAKE) test-engines
 
 test-fast: $(INSTALLED) ## Run the quick tests
 	$(BIN)/python -m pytest -m "not slow"
@@ -61,6 +74,9 @@ test-scale: $(SCALE_INSTALLED) ## Run the tests with several processes, DeepSpee
 
 test-evaluate: $(INSTALLED) $(EVALUATE_INSTALLED) $(SCALE_INSTALLED) $(DEMO) ## Run the tests of make evaluate, on the demo's checkpoints
 	$(EVALUATE)/bin/python -m pytest --confcutdir tests/evaluate tests/evaluate
+
+test-engines: $(ENGINES_INSTALLED) ## Run the tests of the objective in verl and OpenRLHF, with their real losses and Ray
+	$(ENGINES)/bin/python -m pytest --confcutdir tests/engines tests/engines
 
 $(DEMO):
 	$(MAKE) demo

@@ -54,6 +54,7 @@ setup(
         "safetensors>=0.5",
     ],
     extras_require=EXTRAS,
+    entry_points={"verl.plugins": ["cfpo = cfpo_trl.integrations.verl"]},  # verl loads it in each of its processes
     keywords=["reinforcement learning", "language models", "GRPO", "PPO", "CFPO", "TRL", "RLHF"],
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -31,7 +31,7 @@ def dry_run(script: str, *arguments: str, **environment: str) -> list[str]:
 
 def test_shellcheck():
     checker = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
-    scripts = [*SCRIPTS.glob("train.*"), SCRIPTS / "serving.sh"]
+    scripts = [*SCRIPTS.glob("train.*"), SCRIPTS / "serving.sh", SCRIPTS / "verl_math.sh"]
     result = subprocess.run([checker, "-x", *map(str, scripts)], cwd=ROOT, text=True, capture_output=True)
     assert result.returncode == 0, result.stdout
 

@@ -1,0 +1,1 @@
+"""The same objective in other engines, without forks."""
