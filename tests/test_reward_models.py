@@ -106,6 +106,14 @@ def test_longer_sequences_lose_their_end_and_a_warning_says_so(folder, tokenizer
     assert RewardModel(str(folder)).max_length == 512  # the model's
 
 
+def test_a_config_without_padding_takes_the_tokenizers(folder):
+    expected = RewardModel(str(folder))(PROMPTS, COMPLETIONS)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["pad_token_id"] == 0
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    assert RewardModel(str(folder))(PROMPTS, COMPLETIONS) == expected
+
+
 def test_a_tokenizer_without_padding(folder, tokenizer, monkeypatch):
     """Its end-of-sequence token pads; the model then reads the token before it, in RewardTrainer as here."""
     config = json.loads((folder / "config.json").read_text())

@@ -66,7 +66,8 @@ class RewardModel:
             raise ValueError(f"{model!r} has {config.num_labels} outputs; a reward model has one (num_labels=1).")
         text_config = config.get_text_config()
         if text_config.pad_token_id is None:  # by it the model finds the last token
-            text_config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id
+            own = self.tokenizer.pad_token_id
+            text_config.pad_token_id = self.tokenizer.eos_token_id if own is None else own
         self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(text_config.pad_token_id)
         longest = getattr(text_config, "max_position_embeddings", self.tokenizer.model_max_length)
         self.max_length = max_length or longest
