@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CFPO or GRPO in verl, matched in all else: Qwen2.5-1.5B-Instruct on MATH, each batch of rollouts in 4 updates.
 #   OBJECTIVE=cfpo scripts/verl_math.sh       # on one node; further overrides of verl's follow
-#   OBJECTIVE=vanilla scripts/verl_math.sh    # the clip
+#   OBJECTIVE=vanilla scripts/verl_math.sh    # verl's clip, with its dual clip at a ratio of 3
 # DRY_RUN=1 prints the command. Needs verl 0.9 and cfpo_trl in one environment: python -m cfpo_trl.integrations.verl
 set -euo pipefail
 

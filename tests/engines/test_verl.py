@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 from verl.trainer.ppo import rollout_corr_helper
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
-from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.config import omega_conf_to_dataclass, validate_config
 
 from cfpo_trl.integrations.verl import widths
 from cfpo_trl.objective import cfpo_objective
@@ -23,7 +23,7 @@ from cfpo_trl.objective import cfpo_objective
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = Path(verl.__file__).parent / "trainer" / "config"
 MODES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean"]
-GLOBAL = [{}, {"dp_size": 2, "batch_num_tokens": 40, "global_batch_size": 12}]
+GLOBAL = [{}, {"dp_size": 2, "batch_num_tokens": 40, "global_batch_size": 12, "loss_scale_factor": 9}]
 
 
 def actor_config(*overrides):
@@ -39,7 +39,7 @@ def config():
     return actor_config("actor_rollout_ref.actor.clip_ratio_low=0.2", "actor_rollout_ref.actor.clip_ratio_high=0.3")
 
 
-def aggregated(losses, mask, mode, dp_size=1, batch_num_tokens=None, global_batch_size=None):
+def aggregated(losses, mask, mode, dp_size=1, batch_num_tokens=None, global_batch_size=None, loss_scale_factor=None):
     """The modes as verl documents them, written out."""
     mask = mask.double()
     sums, counts = (losses * mask).sum(dim=1), mask.sum(dim=1)
@@ -48,7 +48,7 @@ def aggregated(losses, mask, mode, dp_size=1, batch_num_tokens=None, global_batc
         "token-mean": (losses * mask).sum() / (batch_num_tokens or mask.sum()),
         "token-sum": (losses * mask).sum(),
         "seq-mean-token-sum": sums.sum() / sequences,
-        "seq-mean-token-sum-norm": sums.sum() / sequences / mask.size(1),
+        "seq-mean-token-sum-norm": sums.sum() / sequences / (loss_scale_factor or mask.size(1)),
         "seq-mean-token-mean": (sums / counts.clamp(min=1)).sum() / sequences,
     }[mode]
     return total * dp_size
@@ -162,7 +162,7 @@ def test_the_check_for_users():
     command = [sys.executable, "-m", "cfpo_trl.integrations.verl"]
     good = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert good.returncode == 0
-    assert "loss_mode=cfpo is registered, by cfpo_trl.integrations.verl." in good.stdout
+    assert "loss_mode=cfpo is registered on this machine, by cfpo_trl.integrations.verl." in good.stdout
     assert f"verl {verl.__version__}" in good.stdout
     environment = os.environ | {"VERL_USE_EXTERNAL_PLUGINS": "none"}
     bad = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
@@ -182,7 +182,7 @@ def test_bypass_mode_warns(batch):
             rollout_corr_helper.apply_bypass_mode(Batch(), {}, policy_loss_config=loss_config)
         assert loss_config.loss_mode == "bypass_mode"  # as verl has it
         assert [str(w.message)[:50] for w in caught if "CFPO" in str(w.message)] == (
-            ["algorithm.rollout_correction.bypass_mode=True repla"[:50]] if mode == "cfpo" else []
+            ["algorithm.rollout_correction.bypass_mode=True: verl"[:50]] if mode == "cfpo" else []
         )
 
 
@@ -219,6 +219,7 @@ def test_the_launch_scripts_overrides_compose(objective):
     assert command[1:3] == ["-m", "verl.trainer.main_ppo"]
     with initialize_config_dir(str(CONFIG), version_base=None):
         config = compose("ppo_trainer", overrides=command[3:])  # an override that verl does not have is an error
+    validate_config(config, use_reference_policy=False, use_critic=False)
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     assert actor.policy_loss.loss_mode == objective
     assert widths(actor) == (0.1, 0.1)

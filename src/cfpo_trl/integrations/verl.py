@@ -9,7 +9,7 @@ import functools
 import subprocess
 import sys
 import warnings
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def compute_policy_loss_cfpo(
     low, high = widths(config)
     log_ratio = (log_prob - old_log_prob).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio = log_ratio.exp()
-    objective = cfpo_objective(ratio, advantages * response_mask, low, high)
+    objective = cfpo_objective(ratio, advantages, low, high)
     losses = -objective if rollout_is_weights is None else -objective * rollout_is_weights
     loss = agg_loss(loss_mat=losses, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
     with torch.no_grad():
@@ -88,15 +88,15 @@ def compute_policy_loss_cfpo(
 
 
 def warn_of_bypass_mode() -> None:
-    """Makes verl's bypass mode say that it puts its own clipped loss in CFPO's place, which it does silently."""
+    """Makes bypass mode say what it does silently in verl's older trainers: it writes another loss over this one."""
     original = rollout_corr_helper.apply_bypass_mode
 
     @functools.wraps(original)
     def apply_bypass_mode(batch: Any, rollout_corr_config: Any = None, policy_loss_config: Any = None) -> None:
         if policy_loss_config is not None and policy_loss_config.get("loss_mode") == "cfpo":
             warnings.warn(
-                "algorithm.rollout_correction.bypass_mode=True replaces loss_mode=cfpo by verl's clipped loss: this "
-                "is no CFPO run. Set bypass_mode=False.",
+                "algorithm.rollout_correction.bypass_mode=True: verl writes loss_mode=bypass_mode, its clipped loss, "
+                "over cfpo. Set it to False, or look for actor/cfpo_tv in the log: without it this is no CFPO run.",
                 stacklevel=2,
             )
         original(batch, rollout_corr_config, policy_loss_config)
@@ -112,13 +112,10 @@ CHECK = "import verl; from verl.trainer.ppo.core_algos import POLICY_LOSS_REGIST
 def main() -> None:
     """Says whether a fresh process that imports verl has the loss, and exits with status 1 where it has not."""
     for package in ("cfpo_trl", "verl", "torch", "ray"):
-        try:
-            print(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            print(f"{package} is not installed")
+        print(f"{package} {version(package)}")
     found = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
     if found.returncode == 0:
-        print(f"loss_mode=cfpo is registered, by {found.stdout.split()[-1]}.")
+        print(f"loss_mode=cfpo is registered on this machine, by {found.stdout.split()[-1]}.")
         return
     sys.exit(
         "loss_mode=cfpo is not registered in a process that imports verl. Install cfpo_trl into verl's environment "
