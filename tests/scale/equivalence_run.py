@@ -125,3 +125,5 @@ if __name__ == "__main__":
     model, reward, output, batch, accumulation = sys.argv[1:]
     for name, options in PHASES.items():
         run(model, reward, Path(output) / name, int(batch), int(accumulation), options)
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()  # a process that ends while another still talks to it may abort
