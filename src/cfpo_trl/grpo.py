@@ -26,7 +26,7 @@ from cfpo_trl.benchmarks import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.config import CFPOConfig, check_alignment, check_config
 from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
 from cfpo_trl.interrupt import RandomStateAtStep, SaveOnSignal
-from cfpo_trl.loading import model_init_kwargs, trusts_remote_code
+from cfpo_trl.loading import checkpoint_to_resume, model_init_kwargs, trusts_remote_code
 from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.vllm_server import RolloutServerError, check_vllm, trl_rolls_out
@@ -219,12 +219,7 @@ def find_checkpoint(args: CFPOConfig) -> str | None:
             args.save_steps,
             cycle,
         )
-    if args.resume_from_checkpoint is not None:
-        return args.resume_from_checkpoint
-    checkpoint = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
-    if checkpoint:
-        logger.info("Going on from %s; for a fresh start choose another output_dir, or remove it.", checkpoint)
-    return checkpoint
+    return checkpoint_to_resume(args)
 
 
 def rollouts(args: CFPOConfig) -> AbstractContextManager[None]:

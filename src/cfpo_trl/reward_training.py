@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import HfApi
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, TrlParser
 
 from cfpo_trl.data import DataArguments, load_splits, select_split
 from cfpo_trl.interrupt import SaveOnSignal
-from cfpo_trl.loading import model_init_kwargs, trusts_remote_code
+from cfpo_trl.loading import checkpoint_to_resume, model_init_kwargs, trusts_remote_code
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,13 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
     )
     output = Path(training_args.output_dir)
-    checkpoint = training_args.resume_from_checkpoint
-    if checkpoint is None and output.is_dir():
-        checkpoint = get_last_checkpoint(output)
-    if checkpoint:
-        logger.info("Going on from %s; for a fresh start choose another output_dir, or remove it.", checkpoint)
     with stop:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     trainer.save_state()
     if stop.received:
         trainer.accelerator.print("Stopped; to go on, run the same command again.")
