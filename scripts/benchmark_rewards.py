@@ -11,7 +11,7 @@ import time
 from trl.rewards import accuracy_reward as trl_accuracy
 
 from cfpo_trl.rewards import get_accuracy_reward
-from cfpo_trl.rewards.golds import normalise_gold
+from cfpo_trl.rewards.golds import read_gold
 
 GROUP = 8  # completions per prompt
 WORDS = [
@@ -61,7 +61,7 @@ def make_batch(completions: int, words: int, seed: int) -> tuple[list, list[str]
             texts.append(
                 [{"role": "assistant", "content": f"{reasoning} so it is $\\boxed{{{rng.choice(answers)}}}$."}]
             )
-            golds.append(normalise_gold(gold))
+            golds.append(read_gold(gold))
     return texts, golds
 
 

@@ -1,5 +1,6 @@
 """The accuracy reward: math-verify's verdicts, and nothing that a completion holds can hang, blow up or outlive it."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,7 @@ from cfpo_trl.rewards import (
     length_reward,
     reasoning_accuracy_reward,
 )
-from cfpo_trl.rewards.golds import normalise_gold
+from cfpo_trl.rewards.golds import read_gold
 from cfpo_trl.rewards.pool import Limits, VerifierPool, get_pool
 
 ADVERSARIAL = [
@@ -91,11 +92,11 @@ def boxed(answer: str) -> str:
 
 
 def test_agrees_with_trl_s_reward_on_answers_of_many_kinds():
-    """TRL parses the raw gold: give it the one that ours normalises to, so that only the verdicts are compared."""
+    """TRL parses the raw gold: give it the one that ours is read as, so that only the verdicts are compared."""
     completions = [boxed(answer) for _, answer, _ in CORPUS]
     golds = [gold for gold, _, _ in CORPUS]
     ours = accuracy_reward(completions, golds)
-    theirs = trl_accuracy([[{"content": text}] for text in completions], [normalise_gold(gold) for gold in golds])
+    theirs = trl_accuracy([[{"content": text}] for text in completions], [read_gold(gold) for gold in golds])
     assert ours == theirs
 
 
@@ -136,30 +137,7 @@ def test_extra_columns_show_what_was_parsed():
     columns = {}
     accuracy_reward([boxed(r"\frac{1}{2}"), "nothing"], ["0.5", "7"], log_extra=columns.__setitem__)
     assert columns["answer_parsed"] == [r"\frac{1}{2}", "[no_answer]"]
-    assert columns["gold_parsed"] == ["0.5", "7"]
-
-
-@pytest.mark.parametrize(
-    ("gold", "normal"),
-    [
-        ("She has 3 + 4 = 7.\n#### 7", "7"),
-        ("#### 1,234", "1,234"),
-        (r"Thus \boxed{\frac{1}{2}}.", r"$\frac{1}{2}$"),
-        (r"\boxed{1} then \boxed{\{2\}}", r"$\{2\}$"),
-        ("2x+3", "$2x+3$"),
-        (r"\sqrt{2}", r"$\sqrt{2}$"),
-        ("$5$", "$5$"),
-        ("-12.5", "-12.5"),
-        ("12 %", "12 %"),
-        ("twelve apples", "twelve apples"),
-        ("  ", None),
-        (None, None),
-        (17, "17"),
-    ],
-)
-def test_normalise_gold(gold, normal):
-    assert normalise_gold(gold) == normal
-    assert normalise_gold(normal) == normal
+    assert columns["gold_parsed"] == [r"\frac{1}{2}", "7"]
 
 
 def test_reasoning_accuracy_reads_only_what_follows_the_reasoning():
@@ -190,18 +168,15 @@ def test_length_compares_within_a_prompt_s_group():
 @pytest.mark.slow
 def test_adversarial_batch_returns_in_its_budget_and_scores_the_others_right():
     ordinary = [(boxed(str(index % 7)), "3") for index in range(64)]
-    bad = [(text, "5") for text in ADVERSARIAL for _ in range(2)]
-    mixed = [
-        pair
-        for index, pair in enumerate(ordinary)
-        for pair in ([bad[index // 4], pair] if index % 4 == 0 and index // 4 < len(bad) else [pair])
-    ]
+    kinds = itertools.cycle(ADVERSARIAL)
+    bad = [(next(kinds) + " " * index, "5") for index in range(75)]
+    mixed = [pair for pairs in itertools.zip_longest(bad, ordinary) for pair in pairs if pair]
     peak = PeakMemory()
     with peak:
         start = time.perf_counter()
         rewards = accuracy_reward([text for text, _ in mixed], [gold for _, gold in mixed])
         seconds = time.perf_counter() - start
-    assert seconds < Limits().budget + 5
+    assert seconds < 30
     scored = [reward for reward, pair in zip(rewards, mixed, strict=True) if pair in ordinary]
     assert scored == [float(index % 7 == 3) for index in range(64)]
     assert peak.bytes < 2 * Limits().count() * Limits().memory_gib * 2**30
@@ -217,7 +192,7 @@ class PeakMemory(threading.Thread):
 
     def run(self):
         while not self.ended.wait(0.05):
-            self.bytes = max(self.bytes, sum(resident(child) for child in psutil.Process().children()))
+            self.bytes = max(self.bytes, sum(map(resident, psutil.Process().children(recursive=True))))
 
     def __enter__(self):
         self.start()
@@ -225,6 +200,18 @@ class PeakMemory(threading.Thread):
     def __exit__(self, *_):
         self.ended.set()
         self.join()
+
+
+def runs(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def gone(pids) -> bool:
+    """Whether all of these processes end within some seconds."""
+    deadline = time.monotonic() + 15
+    while any(map(runs, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(runs, pids))
 
 
 def resident(process: psutil.Process) -> int:
@@ -243,20 +230,34 @@ def test_a_batch_over_its_budget_scores_0_and_the_next_one_is_fresh():
     assert reward([boxed("3"), boxed("4")], ["3", "3"]) == [1, 0]
 
 
-def test_a_worker_killed_while_it_waits_costs_nothing():
+@pytest.mark.parametrize("victim", ["child", "process"])
+def test_a_worker_killed_while_it_waits_costs_nothing(victim):
     pool = VerifierPool(Limits(workers=1))
-    assert pool.judge([("3", boxed("3"))])[0].reward == 1
-    pool.workers[0].process.kill()
-    pool.workers[0].process.wait()
-    assert pool.judge([("3", boxed("3"))])[0].reward == 1
-    assert pool.replaced == 1
+    assert pool.judge([("$3$", boxed("3"))])[0].reward == 1
+    (worker,) = pool.workers
+    os.kill(worker.child if victim == "child" else worker.process.pid, signal.SIGKILL)
+    time.sleep(0.2)
+    assert pool.judge([("$3$", boxed("3"))])[0].reward == 1
+    processes = {worker.child, pool.workers[0].child, pool.workers[0].process.pid}
+    pool.close()
+    assert gone(processes)
+
+
+def test_a_worker_killed_at_work_costs_its_task_alone():
+    pool = VerifierPool(Limits(workers=1))
+    pool.judge([("$3$", boxed("3"))])
+    child = pool.workers[0].child
+    threading.Timer(0.1, os.kill, (child, signal.SIGKILL)).start()
+    verdicts = pool.judge([("$3$", ADVERSARIAL[3]), ("$4$", boxed("4"))])
+    assert [verdict.reward for verdict in verdicts] == [0, 1]
+    assert pool.workers[0].child != child
     pool.close()
 
 
 def test_a_worker_that_cannot_start_says_so():
     pool = VerifierPool(Limits(memory_gib=0.02, workers=1))
     with pytest.raises(RuntimeError, match="memory_gib=0.02 may be too small"):
-        pool.judge([("3", boxed("3"))])
+        pool.judge([("$3$", boxed("3"))])
     pool.close()
 
 
@@ -292,7 +293,8 @@ import os, sys, threading
 from cfpo_trl.rewards import accuracy_reward
 from cfpo_trl.rewards.pool import get_pool
 accuracy_reward([r"\boxed{3}", r"\boxed{4}"], ["3", "3"])
-print(*[worker.process.pid for worker in get_pool(accuracy_reward.limits).workers], flush=True)
+workers = get_pool(accuracy_reward.limits).workers
+print(*[pid for worker in workers for pid in (worker.process.pid, worker.child)], flush=True)
 accuracy_reward([sys.argv[1], sys.argv[1] + " "], ["5", "5"])
 """
 
@@ -307,10 +309,7 @@ def test_no_orphans_when_the_trainer_dies_within_a_batch(number):
     time.sleep(0.5)
     os.kill(trainer.pid, number)
     trainer.wait(timeout=20)
-    deadline = time.monotonic() + 15
-    while any(psutil.pid_exists(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(psutil.pid_exists(pid) for pid in workers)
+    assert gone(workers)
 
 
 @pytest.mark.parametrize("options", [{"seconds": 0}, {"budget": -1}, {"memory_gib": 0}, {"workers": 0}])

@@ -1,6 +1,9 @@
 """Where data comes from, how a row becomes a prompt, and what is said of bad rows."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -13,9 +16,11 @@ from cfpo_trl.data import (
     load_splits,
     opens_think,
     prepare,
+    read_template,
     render,
     select_split,
 )
+from cfpo_trl.rewards import accuracy_reward, exact_match_reward
 
 ROWS = [{"prompt": f"{i}+1", "solution": str(i + 1)} for i in range(6)]
 TEMPLATE = (
@@ -147,7 +152,12 @@ def test_columns_are_renamed_also_over_others(chat_tokenizer):
         dataset_prompt_column="question", dataset_solution_column="answer", prompt_format="plain", system_prompt="sum"
     )
     dataset = prepare(Dataset.from_list(rows), arguments, chat_tokenizer, True)
-    assert dataset[:] == {"prompt": ["sum\n1+1"], "solution": ["2"]}
+    assert dataset[:] == {
+        "prompt": ["sum\n1+1"],
+        "solution": ["so #### 2"],  # as stored: rewards that compare texts read it, too
+        "question": ["1+1"],  # and a reward of one's own may ask for the columns by their own names
+        "answer": ["so #### 2"],
+    }
 
 
 def test_prompt_forms(chat_tokenizer):
@@ -158,6 +168,102 @@ def test_prompt_forms(chat_tokenizer):
     assert build_prompt(conversation, "be brief", True) == [system, *conversation]
     assert build_prompt("hi", None, False) == "hi"
     assert render([system, *conversation], chat_tokenizer) == "sbe brief;uhi;a"
+
+
+def test_a_system_prompt_takes_the_place_of_a_conversation_s_own(chat_tokenizer, caplog):
+    own = [{"role": "system", "content": "be long"}, {"role": "user", "content": "hi"}]
+    assert build_prompt(own, "be brief", True) == [{"role": "system", "content": "be brief"}, own[1]]
+    assert build_prompt(own, None, True) == own
+    rows = Dataset.from_list([{"prompt": own}, {"prompt": own[1:]}])
+    dataset = prepare(rows, DataArguments(system_prompt="be brief"), chat_tokenizer, False)
+    assert [render(prompt, chat_tokenizer) for prompt in dataset["prompt"]] == ["sbe brief;uhi;a"] * 2
+    assert "system_prompt takes the place of the system message in 1 conversations" in caplog.text
+
+
+def test_variables_of_the_template_are_part_of_the_prompt(chat_tokenizer):
+    chat_tokenizer.chat_template = TEMPLATE + "{% if enable_thinking is false %}<think></think>{% endif %}"
+    prompt = [{"role": "user", "content": "hi"}]
+    assert render(prompt, chat_tokenizer, {"enable_thinking": False}) == "uhi;a<think></think>"
+    rows, arguments = Dataset.from_list(ROWS), DataArguments(max_prompt_length=10)
+    assert len(prepare(rows, arguments, chat_tokenizer, False)) == len(ROWS)
+    with pytest.raises(ValueError, match="No row of a split is left"):
+        prepare(rows, arguments, chat_tokenizer, False, {"enable_thinking": False})
+
+
+def test_a_template_is_text_or_a_file_that_exists(tmp_path):
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    assert read_template(DataArguments(chat_template=str(tmp_path / "chat.jinja")).chat_template) == TEMPLATE
+    assert read_template(DataArguments(chat_template=TEMPLATE).chat_template) == TEMPLATE
+    with pytest.raises(ValueError, match="chat.jnja' is no file here, and no Jinja template"):
+        DataArguments(chat_template=str(tmp_path / "chat.jnja"))
+
+
+@pytest.mark.parametrize("missing", [None, "", []])
+def test_rows_without_a_prompt_are_named(chat_tokenizer, missing):
+    rows = Dataset.from_list(
+        [{"prompt": prompt} for prompt in (["a"] if missing != [] else [])] + [{"prompt": missing}]
+    )
+    with pytest.raises(ValueError, match="rows have no prompt in the column 'prompt', the first: row"):
+        prepare(rows, DataArguments(), chat_tokenizer, False)
+
+
+def test_prompts_that_are_neither_text_nor_conversation(chat_tokenizer):
+    with pytest.raises(ValueError, match="row 0 has 7, which is neither a text nor a conversation"):
+        prepare(Dataset.from_list([{"prompt": 7}]), DataArguments(), chat_tokenizer, False)
+
+
+def test_exchanged_columns_and_one_for_both(chat_tokenizer):
+    rows = [{"q": f"How much is {i} and one?", "a": str(i + 1)} for i in range(6)]
+    swapped = DataArguments(dataset_prompt_column="a", dataset_solution_column="q")
+    with pytest.raises(ValueError, match="6 of 6 solutions are no answers, and most prompts look like answers: are"):
+        prepare(Dataset.from_list(rows), swapped, chat_tokenizer, True)
+    both = DataArguments(dataset_prompt_column="q", dataset_solution_column="q")
+    with pytest.raises(ValueError, match="dataset_prompt_column and dataset_solution_column are both 'q'"):
+        check_columns(Dataset.from_list(rows), both, ["accuracy"])
+
+
+def test_the_solutions_stay_as_stored_for_rewards_that_compare_texts(chat_tokenizer):
+    rows = Dataset.from_list([{"prompt": "p", "solution": "2x+3"}, {"prompt": "p", "solution": "so #### 7"}])
+    solutions = prepare(rows, DataArguments(), chat_tokenizer, True)["solution"]
+    assert exact_match_reward(["2x+3", "so #### 7"], solutions) == [1, 1]
+    assert accuracy_reward([r"\boxed{3+2x}", r"\boxed{7}"], solutions) == [1, 1]
+
+
+def test_only_what_is_unreadable_is_dropped_however_long_the_check_takes(chat_tokenizer, monkeypatch):
+    """As on a machine on which the check takes longer than a batch of rewards may."""
+    monkeypatch.setattr("cfpo_trl.rewards.pool.Limits.budget", 1e-3)
+    golds = [rf"\\frac{{{i}}}{{97}}" for i in range(1, 40)]
+    rows = Dataset.from_list([{"prompt": "p", "solution": gold} for gold in [*golds, r"\det A", "2 hours 3 minutes"]])
+    assert list(prepare(rows, DataArguments(), chat_tokenizer, True)["solution"]) == golds
+
+
+TOGETHER = """
+import os, sys
+from accelerate import PartialState
+from cfpo_trl.data import unparseable_golds
+from cfpo_trl.together import decided_by_main
+rank = PartialState(cpu=True).process_index
+print(rank, decided_by_main(lambda: os.getpid()), unparseable_golds(["$x$", r"$\\det A$"]), flush=True)
+try:
+    decided_by_main(lambda: 1 / 0)
+except ZeroDivisionError:
+    print(rank, "failed", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_decide_together(tmp_path):
+    (tmp_path / "run.py").write_text(TOGETHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_TORCH_DEVICE": "cpu"}
+    result = subprocess.run(
+        [*command, str(tmp_path / "run.py")], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = sorted(result.stdout.splitlines())
+    assert [line for line in lines if "failed" in line] == ["0 failed", "1 failed"]
+    first, second = (line.split(" ", 1)[1] for line in lines if "failed" not in line)
+    assert first == second
+    assert first.endswith(r"{'$\\det A$'}")
 
 
 def test_auto_form_follows_the_tokenizer(chat_tokenizer):
@@ -176,7 +282,7 @@ def test_unreadable_golds_are_counted_shown_and_dropped(chat_tokenizer, caplog):
     rows = [*ROWS, {"prompt": "bad", "solution": "$$"}, {"prompt": "none", "solution": None}]
     dataset = prepare(Dataset.from_list(rows), DataArguments(), chat_tokenizer, True)
     assert len(dataset) == 7
-    assert "Dropped 1 of 8 rows whose solution math-verify cannot read: row 6: '$$'" in caplog.text
+    assert "Dropped 1 of 8 rows whose solution is not surely understood: row 6: '$$' (the sign $)" in caplog.text
     assert "1 of 8 rows have no solution; accuracy skips them" in caplog.text
 
 

@@ -24,7 +24,16 @@ from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
 from cfpo_trl.benchmarks import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.config import CFPOConfig, check_alignment, check_config
-from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
+from cfpo_trl.data import (
+    DataArguments,
+    check_columns,
+    load_splits,
+    opens_think,
+    prepare,
+    read_template,
+    render,
+    select_split,
+)
 from cfpo_trl.interrupt import RandomStateAtStep, SaveOnSignal
 from cfpo_trl.loading import checkpoint_to_resume, model_init_kwargs, trusts_remote_code
 from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_rewards
@@ -123,13 +132,14 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
     )
     tokenizer = getattr(processor, "tokenizer", processor)
     if script_args.chat_template:
-        tokenizer.chat_template = read_template(script_args.chat_template)
+        tokenizer.chat_template = processor.chat_template = read_template(script_args.chat_template)
+    template_kwargs = training_args.chat_template_kwargs
     needs_mathematics = any(name != "exact_match" for name in needs_solution)
     train_dataset, eval_dataset = (
-        None if dataset is None else prepare(dataset, script_args, tokenizer, needs_mathematics)
+        None if dataset is None else prepare(dataset, script_args, tokenizer, needs_mathematics, template_kwargs)
         for dataset in (train_dataset, eval_dataset)
     )
-    first = render(train_dataset[0]["prompt"], tokenizer)
+    first = render(train_dataset[0]["prompt"], tokenizer, template_kwargs)
     logger.info("%d rows to train on. The first prompt, as the model sees it:\n%s", len(train_dataset), first)
 
     # Rewards
@@ -243,14 +253,6 @@ def save_and_exit(
         f"{get_last_checkpoint(trainer.args.output_dir)}. When that works again, run the same command again."
     )
     sys.exit(1)
-
-
-def read_template(template: str) -> str:
-    """The chat template: the text itself, or that of the file it names."""
-    if os.path.isfile(template):
-        with open(template, encoding="utf-8") as file:
-            return file.read()
-    return template
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from . import report
 from .checkpoint import fingerprint, prepare
 from .errors import EvaluationError
 
+SHOWN = 3  # questions that a message shows
+
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make evaluate", description=__doc__)
@@ -75,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     if outcome is None:
         return
     questions, prompts = outcome
-    rows = [report.summarise(task, rows) for task, rows in questions.items()]
+    rows = [report.summarise(task, rows, len(tasks.refused.get(task, ()))) for task, rows in questions.items()]
     summary = {
         "model": options.model,
         "weights_sha256": fingerprint(options.model),
@@ -87,6 +89,10 @@ def main(arguments: list[str] | None = None) -> None:
         "commit": commit(),
         "seconds": round(time.perf_counter() - start, 1),
     }
+    for task, refused in tasks.refused.items():
+        if refused:
+            shown = "; ".join(f"row {row}: {why}" for row, why in list(refused.items())[:SHOWN])
+            print(f"{task}: left out {len(refused)} questions whose answer is not surely understood: {shown}")
     print(f"\n{report.write(options.out, summary, questions)}\n\n{options.out}/results.json, {summary['seconds']} s")
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from types import ModuleType
 
 from lighteval.logging.evaluation_tracker import EvaluationTracker
 from lighteval.logging.info_loggers import DetailsLogger
@@ -13,10 +12,11 @@ from transformers import AutoTokenizer, set_seed
 
 from .errors import EvaluationError
 from .server import ServerConfig, ServerModel
+from .tasks import Tasks
 
 
 def run(
-    options: argparse.Namespace, model: str, url: str | None, tasks: tuple[ModuleType, dict[str, str]], scratch: Path
+    options: argparse.Namespace, model: str, url: str | None, tasks: Tasks, scratch: Path
 ) -> tuple[dict[str, list[dict]], dict[str, str]] | None:
     """Answers and scores all questions of all tasks.
 
@@ -31,7 +31,6 @@ def run(
     Returns:
         Per task its questions, and the first prompt as the model saw it; None on all processes but the main one.
     """
-    module, registered = tasks
     set_seed(options.seed)
     common = {
         "generation_parameters": GenerationParameters(
@@ -56,12 +55,12 @@ def run(
     tracker = EvaluationTracker(output_dir=str(scratch / "lighteval"), save_details=False)
     parameters = PipelineParameters(
         launcher_type=ParallelismManager.NONE if url else ParallelismManager.ACCELERATE,
-        custom_tasks_directory=module,
+        custom_tasks_directory=tasks.module,
         max_samples=options.limit,
     )
     try:
         pipeline = Pipeline(
-            tasks=",".join(f"{name}|0" for name in registered.values()),
+            tasks=",".join(f"{name}|0" for name in tasks.registered.values()),
             pipeline_parameters=parameters,
             evaluation_tracker=tracker,
             **asked,
@@ -79,14 +78,14 @@ def run(
     render = pipeline.model.prompt_manager.prepare_prompt
     details = tracker.details_logger.details
     questions = {
-        name: [question(detail, ends) for detail in details[f"{task}|0"]] for name, task in registered.items()
+        name: [question(detail, ends) for detail in details[f"{task}|0"]] for name, task in tasks.registered.items()
     }
     for name, rows in questions.items():
         if any(len(row["completions"]) != options.samples for row in rows):
             raise EvaluationError(
                 f"{name}: a question got another number of completions than SAMPLES={options.samples}."
             )
-    return questions, {name: render(details[f"{task}|0"][0].doc) for name, task in registered.items()}
+    return questions, {name: render(details[f"{task}|0"][0].doc) for name, task in tasks.registered.items()}
 
 
 def question(detail: DetailsLogger.Detail, ends: set[int | None]) -> dict:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-HEADER = ("task", "metric", "n", "k", "questions", "score", "± s.e.", "tokens", "truncated", "no answer")
+HEADER = ("task", "metric", "n", "k", "questions", "score", "± s.e.", "tokens", "truncated", "no answer", "left out")
 
 
 def standard_error(scores: Sequence[float]) -> float:
@@ -14,12 +14,13 @@ def standard_error(scores: Sequence[float]) -> float:
     return statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
 
 
-def summarise(task: str, questions: list[dict]) -> dict:
+def summarise(task: str, questions: list[dict], left_out: int = 0) -> dict:
     """One task's row.
 
     Args:
         task: Its name.
         questions: Per question `scores`, `answers`, `tokens` and `truncated`, each `(n,)`.
+        left_out: Questions that were not asked, because their answer is not surely understood.
     """
     means = [statistics.fmean(question["scores"]) for question in questions]
     flat = {
@@ -35,6 +36,7 @@ def summarise(task: str, questions: list[dict]) -> dict:
         "standard_error": standard_error(means),
         "tokens": statistics.fmean(flat["tokens"]),
         "truncated": statistics.fmean(flat["truncated"]),
+        "left_out": left_out,
         "no_answer": statistics.fmean(answer is None for answer in flat["answers"]),
     }
 
@@ -54,9 +56,8 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         numbers = (f"{row['score']:.4f}", f"{row['standard_error']:.4f}", f"{row['tokens']:.1f}")
         shares = (f"{row['truncated']:.1%}", f"{row['no_answer']:.1%}")
-        cells.append(
-            (row["task"], row["metric"], str(row["n"]), str(row["k"]), str(row["questions"]), *numbers, *shares)
-        )
+        counts = (str(row["n"]), str(row["k"]), str(row["questions"]))
+        cells.append((row["task"], row["metric"], *counts, *numbers, *shares, str(row["left_out"])))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(align, line, widths, range(len(line)))).rstrip() for line in cells)
 

@@ -8,7 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from lighteval.metrics.dynamic_metrics import MultilingualExtractiveMatchMetric
+from lighteval.metrics.dynamic_metrics import (
+    MultilingualExtractiveMatchMetric,
+    extract_target_from_pred,
+    get_extraction_regexes,
+)
 from lighteval.metrics.metrics import Metrics
 from lighteval.metrics.metrics_sample import SampleLevelComputation, SamplingMetric
 from lighteval.metrics.utils.metric_utils import SampleLevelMetric
@@ -17,7 +21,7 @@ from lighteval.tasks.lighteval_task import LightevalTaskConfig
 from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from ..rewards.golds import normalise_gold
+from ..rewards.golds import UnreadableGold, read_gold
 from .errors import EvaluationError
 
 HUB = {  # beyond lighteval's: the dataset, and its column of answers; one test split each, with the column `question`
@@ -48,6 +52,21 @@ class TaskOptions:
     samples: int = 1
     max_new_tokens: int | None = None
     metric: str = "math"
+
+
+@dataclass
+class Tasks:
+    """What lighteval is given.
+
+    Args:
+        module: For its registry.
+        registered: Each task's name there.
+        refused: By task and row, why a question is left out: its answer is not surely understood.
+    """
+
+    module: ModuleType
+    registered: dict[str, str]
+    refused: dict[str, dict[int, str]]
 
 
 class PerCompletion(SamplingMetric, SampleLevelComputation):
@@ -83,8 +102,8 @@ class ExactMatch(SampleLevelComputation):
         return float(text == doc.get_golds()[0].strip())
 
 
-def build_tasks(names: list[str], options: TaskOptions, folder: Path) -> tuple[ModuleType, dict[str, str]]:
-    """A module for lighteval's registry, and each task's name there; files are linked below `folder`.
+def build_tasks(names: list[str], options: TaskOptions, folder: Path) -> Tasks:
+    """The tasks of these names; files are linked below `folder`.
 
     Raises:
         TaskError: there is no such task or file, its columns are unknown, or its scores cannot be read per completion.
@@ -92,13 +111,13 @@ def build_tasks(names: list[str], options: TaskOptions, folder: Path) -> tuple[M
     known = Registry.load_all_task_configs()
     module = ModuleType("cfpo_trl_tasks")
     module.TASKS_TABLE = []
-    registered = {}
+    tasks = Tasks(module, {}, {})
     for name in (member for given in names for member in GROUPS.get(given, (given,))):
         if Path(name).suffix == ".jsonl":
-            config = file_task(Path(name), options, folder)
+            config = file_task(Path(name), options, folder, tasks)
         elif name in HUB:
             repository, answer = HUB[name]
-            config = question_task(name, repository, ("question", answer), options, after=BOXED)
+            config = question_task(name, repository, ("question", answer), options, tasks, after=BOXED)
         elif name in known:
             config = replace(known[name], metrics=(per_completion(matcher_of(known[name]), options),))
         else:
@@ -106,9 +125,9 @@ def build_tasks(names: list[str], options: TaskOptions, folder: Path) -> tuple[M
             raise TaskError(f"TASK={name!r} is no task of lighteval and no .jsonl file; near to it: {', '.join(near)}")
         if options.max_new_tokens is not None:
             config = replace(config, generation_size=options.max_new_tokens)
-        registered[config.name] = f"evaluated_{config.name.replace(':', '_')}"  # lighteval's own name is taken
-        module.TASKS_TABLE.append(replace(config, name=registered[config.name]))
-    return module, registered
+        tasks.registered[config.name] = f"evaluated_{config.name.replace(':', '_')}"  # lighteval's own name is taken
+        module.TASKS_TABLE.append(replace(config, name=tasks.registered[config.name]))
+    return tasks
 
 
 def per_completion(matcher: SampleLevelComputation, options: TaskOptions) -> SampleLevelMetric:
@@ -131,7 +150,7 @@ def matcher_of(config: LightevalTaskConfig) -> MultilingualExtractiveMatchMetric
     raise TaskError(f"TASK={config.name!r} does not extract an answer from a completion; such tasks are not run here.")
 
 
-def file_task(path: Path, options: TaskOptions, folder: Path) -> LightevalTaskConfig:
+def file_task(path: Path, options: TaskOptions, folder: Path, tasks: Tasks) -> LightevalTaskConfig:
     """A JSONL file of problems and solutions (or questions and answers) as a task."""
     if not path.is_file():
         raise TaskError(f"TASK={str(path)!r}: there is no such file.")
@@ -145,25 +164,29 @@ def file_task(path: Path, options: TaskOptions, folder: Path) -> LightevalTaskCo
             f"one of {', '.join(ANSWERS)}."
         )
     name = f"{path.absolute().parent.name}_{path.stem}"
+    if same := sum(known == name or known.startswith(f"{name}_") for known in tasks.registered):
+        name = f"{name}_{same + 1}"  # of another folder with the same name
     repository = folder / name  # a dataset of one file
     repository.mkdir(parents=True)
     os.symlink(path.absolute(), repository / "test.jsonl")
-    return question_task(name, str(repository), (question, answer), options)
+    return question_task(name, str(repository), (question, answer), options, tasks)
 
 
 def question_task(
-    name: str, repository: str, columns: tuple[str, str], options: TaskOptions, after: str = ""
+    name: str, repository: str, columns: tuple[str, str], options: TaskOptions, tasks: Tasks, after: str = ""
 ) -> LightevalTaskConfig:
     """The test split of a dataset as a task: its columns of questions and answers; `after` follows each question."""
     mathematics = options.metric == "math"
     matcher = Metrics.avg_at_n_math.value.sample_level_fn.compute_score.__self__ if mathematics else ExactMatch()
     question, answer = columns
+    refused = tasks.refused[name] = {}
 
-    def to_doc(line: dict, task_name: str) -> Doc:
-        gold = line[answer]
-        gold = ", ".join(gold) if isinstance(gold, list) else str(gold)  # OlympiadBench has lists
-        if mathematics:
-            gold = normalise_gold(gold) or ""
+    def to_doc(line: dict, task_name: str) -> Doc | None:
+        try:
+            gold = readable(line[answer], matcher) if mathematics else str(line[answer])
+        except UnreadableGold as reason:
+            refused[line["__index"]] = f"{line[answer]!r:.200} ({reason})"
+            return None  # lighteval leaves it out
         return Doc(task_name=task_name, query=line[question] + after, choices=[gold], gold_index=0)
 
     return LightevalTaskConfig(
@@ -177,3 +200,18 @@ def question_task(
         stop_sequence=[],
         metrics=[per_completion(matcher, options)],
     )
+
+
+def readable(answer: object, matcher: MultilingualExtractiveMatchMetric) -> str:
+    """The answer as LaTeX, read as in training. Raises an `UnreadableGold` where lighteval cannot parse that."""
+    gold = read_gold(answer)
+    if gold is None:
+        raise UnreadableGold("no answer")
+    doc = Doc(query="", choices=[gold], gold_index=0)
+    patterns = get_extraction_regexes(doc, matcher.gold_extraction_target, matcher.language)
+    extracted = extract_target_from_pred(
+        gold, patterns, matcher.fallback_mode, matcher.extraction_mode, matcher.timeout_seconds
+    )
+    if all(isinstance(found, str) for found in extracted):
+        raise UnreadableGold("lighteval cannot parse it")
+    return gold

@@ -5,11 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .golds import normalise_gold
+from .golds import UnreadableGold, read_gold
 from .pool import Limits, Verdict, get_pool
 from .texts import text_of
 
 STATUSES = ("timeout", "out_of_memory", "died", "error", "no_answer", "unparseable_gold", "missing_gold")
+
+
+NO_ANSWER = Verdict("no_answer", 0.0)
 
 
 class AccuracyReward:
@@ -55,25 +58,28 @@ class AccuracyReward:
 
     def judge(self, completions: Sequence[Any], solution: Sequence[Any]) -> list[Verdict]:
         """What became of each completion, in order; see [`Verdict`]. Its status is also missing_gold."""
-        golds = [normalise_gold(gold) for gold in solution]
+        golds = [_readable(gold) for gold in solution]
         texts = [self._answer_part(text_of(completion)) for completion in completions]
-        pairs = [
-            (gold, text) for gold, text in zip(golds, texts, strict=True) if gold is not None and text is not None
-        ]
+        rows = list(zip(golds, texts, strict=True))
+        pairs = [(gold, text) for gold, text in rows if isinstance(gold, str) and text is not None]
         verdicts = iter(get_pool(self.limits).judge(pairs))
         return [
-            Verdict("missing_gold", None)
-            if gold is None
-            else Verdict("no_answer", 0.0)
-            if text is None
-            else next(verdicts)
-            for gold, text in zip(golds, texts, strict=True)
+            gold if isinstance(gold, Verdict) else NO_ANSWER if text is None else next(verdicts) for gold, text in rows
         ]
 
     def _answer_part(self, text: str) -> str | None:
         if self.delimiter is None:
             return text
         return text.rsplit(self.delimiter, 1)[1] if self.delimiter in text else None
+
+
+def _readable(gold: Any) -> str | Verdict:
+    """The reference as math-verify reads it, or why there is no reward for it."""
+    try:
+        read = read_gold(gold)
+    except UnreadableGold:
+        return Verdict("unparseable_gold", None)
+    return Verdict("missing_gold", None) if read is None else read
 
 
 def get_accuracy_reward(**limits: Any) -> AccuracyReward:

@@ -1,44 +1,105 @@
-"""Reference answers as math-verify can read them."""
+r"""Reference answers: read as their author meant them, or refused with the reason; never silently something else.
 
+math-verify searches a text for something that it can read: in `2 hours 30 minutes` it finds 30, in `2021-05-05` a
+difference. Here all of a reference must be understood first. What comes out is LaTeX that math-verify reads whole:
+`1 000 000` becomes `$1000000$`, `4,6,14` becomes `$4, 6, 14$`, `3*sqrt(5)` becomes `$3\cdot \sqrt{5}$`.
+"""
+
+import math
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 
-ANSWER_MARK = "####"  # GSM8K's
-MATHEMATICS = re.compile(r"\$|\\\(|\\\[|\\begin\{(equation|align|gather|displaymath|math)\b")
-NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+\s*%?")
-WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
+from .latex import GROUPED, UnreadableGold, read_formula
+
+__all__ = ["UnreadableGold", "read_gold"]
+
+ANSWER_MARK = re.compile(r"####[ \t]*(\S[^\n]*?)\s*\Z")  # GSM8K's last line
+STATED = re.compile(r"(?:the )?(?:final )?answer(?: is\b|\s*[:=])\s*:?", re.IGNORECASE)
+BOX = re.compile(r"\\f?boxed\s*\{")
+BETWEEN_BOXES = re.compile(r"(?:[\s$,;]|\\[()\[\],;: ]|\\q?quad\b|(?:\\text\s*\{\s*)?\b(?:and|or)\b(?:\s*\})?)*")
+PERCENT = re.compile(r"\$*(?:\s|\\[,; ])*(?:\\?%|per ?cent\b|pct\b)")
 
 
-def normalise_gold(gold: object) -> str | None:
-    r"""The gold as math-verify parses it, or None where there is none.
+def read_gold(gold: object) -> str | None:
+    r"""The reference as LaTeX in `$…$` that math-verify parses, all of it, as its author meant it.
 
-    GSM8K's answer behind `####` is taken out, and the last `\boxed{…}` of a worked solution; bare LaTeX such as `2x+3`
-    or `\sqrt{2}`, which math-verify misreads or skips, is wrapped in `$…$`. Plain numbers, text with words, and what
-    is marked as mathematics already stay as they are.
+    Read are numbers, percentages, amounts of money, measures, expressions in LaTeX, ASCII and Unicode, equations,
+    inequalities, lists, sets, tuples, intervals, matrices, words and letters of choices; the boxes of a worked
+    solution; GSM8K's last line behind `####`. The forms, and those that are refused, are listed in the README.
+
+    Args:
+        gold: A text, a number, or a list of them.
+
+    Returns:
+        None where there is no reference: None, NaN, an empty text or list. What it returns, it reads as itself.
+
+    Raises:
+        UnreadableGold: the reference is not surely understood.
     """
-    if gold is None:
+    if gold is None or (isinstance(gold, float) and math.isnan(gold)):
         return None
-    text = str(gold)
-    if ANSWER_MARK in text:
-        text = text.rsplit(ANSWER_MARK, 1)[1]
-    boxed = last_boxed(text)
-    if boxed is not None:
-        text = f"${boxed}$"
-    text = text.strip()
-    if not text:
-        return None
-    if MATHEMATICS.search(text) or NUMBER.fullmatch(text) or ("\\" not in text and WORD.search(text)):
-        return text
-    return f"${text}$"
+    if isinstance(gold, list | tuple):
+        members = [read for member in gold if (read := read_gold(member)) is not None]
+        return read_gold(", ".join(member.strip("$") for member in members)) if members else None
+    if not isinstance(gold, str | int | float):
+        raise UnreadableGold(f"a {type(gold).__name__}")
+    text = str(gold).strip()
+    return f"${read_formula(answer_of(text))}$" if text else None
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{…}` whose braces close, or None."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+def answer_of(text: str) -> str:
+    """The answer of a worked solution, or the text itself.
+
+    Raises:
+        UnreadableGold: it has several boxes, a part of an expression in a box, or two answers that differ.
+    """
+    boxed, mark = joined_boxes(text), ANSWER_MARK.search(text)
+    if boxed is None:
+        if mark is None and "####" in text:
+            raise UnreadableGold("text behind the answer at ####")
+        if mark:
+            return mark[1].replace(",", "") if GROUPED.fullmatch(mark[1]) else mark[1]  # GSM8K has no lists
+        stated = STATED.match(text)
+        return text[stated.end() :] if stated else text
+    if mark:
+        try:
+            marked = read_formula(mark[1])
+        except UnreadableGold:  # a headline
+            return boxed
+        if marked != read_formula(boxed):
+            raise UnreadableGold("a box and an answer at #### that differ")
+    return boxed
+
+
+def joined_boxes(text: str) -> str | None:
+    """The content of the box; of several with nothing but commas, `and` and `or` between them a list; else None."""
+    boxes = list(find_boxes(text))
+    if not boxes:
         return None
-    depth = 0
-    for position in range(start + len("\\boxed"), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start + len("\\boxed{") : position]
-    return None
+    contents = [text[begin:end].strip() for _, begin, end in boxes]
+    if len(set(contents)) > 1:
+        for (_, _, end), (start, _, _) in pairwise(boxes):
+            if not BETWEEN_BOXES.fullmatch(text[end + 1 : start]):
+                raise UnreadableGold("several boxes with different contents")
+    for start, _, end in boxes:
+        before, behind = text[:start][-1:], text[end + 1 : end + 2]
+        if before.isdigit() or before in tuple("+-*/^_") or behind.isalnum() or behind in tuple("^_"):
+            raise UnreadableGold("a box around a part of an expression")
+    percent = r"\%" if PERCENT.match(text, boxes[-1][2] + 1) else ""
+    return ", ".join(dict.fromkeys(contents)) + percent
+
+
+def find_boxes(text: str) -> Iterator[tuple[int, int, int]]:
+    r"""Where each `\boxed{…}` starts, its content starts, and its content ends."""
+    position = 0
+    while opening := BOX.search(text, position):
+        depth = 1
+        for found in re.compile(r"\\.|[{}]").finditer(text, opening.end()):
+            depth += {"{": 1, "}": -1}.get(found[0], 0)
+            if depth == 0:
+                break
+        else:
+            raise UnreadableGold("a box that does not close")
+        yield opening.start(), opening.end(), found.start()
+        position = found.end()

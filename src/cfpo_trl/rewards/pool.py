@@ -5,22 +5,24 @@ import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 WORKER = Path(__file__).with_name("verifier.py")
 START_UP = 60.0  # seconds that a worker may take to import math-verify
-FIRST_TRY = 1.0  # seconds for a task's first try; an ordinary one takes milliseconds
+TRIES = (0.25, 1.0)  # seconds for a task's first tries; an ordinary one takes milliseconds
 STARTING = -1  # what a worker is busy with before its first task
-GRACE = 0.5  # seconds between the alarm in the worker and the kill from outside
+GRACE = 0.25  # seconds between the alarm in the worker and the kill from outside
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Limits:
     """
 
     seconds: float = 5.0
-    budget: float = 60.0
+    budget: float = 25.0
     memory_gib: float = 1.0
     workers: int | None = None
 
@@ -65,20 +67,54 @@ class Verdict:
     answer: str = ""
 
 
-@dataclass
 class Worker:
-    """One process, and what it is busy with."""
+    """One process that has imported math-verify, its child that verifies, and the task that it is busy with."""
 
-    process: subprocess.Popen
-    task: int | None = STARTING  # the index of its task, or None when it waits for one
-    deadline: float = field(default_factory=lambda: time.monotonic() + START_UP)
-    received: bytes = b""
+    def __init__(self, memory: int):
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKER), str(memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # so that one signal ends both
+        )
+        self.child: int | None = None  # its process id
+        self.received = b""
+        self.start()
+
+    def start(self) -> None:
+        self.task: int | None = STARTING  # the index of its task, or None when it waits for one
+        self.deadline = time.monotonic() + START_UP
 
     def send(self, index: int, gold: str, text: str, seconds: float) -> None:
         self.task, self.deadline = index, time.monotonic() + seconds + GRACE
-        message = json.dumps({"gold": gold, "text": text, "seconds": seconds})
+        message = json.dumps({"id": index, "gold": gold, "text": text, "seconds": seconds})
         self.process.stdin.write(message.encode() + b"\n")
         self.process.stdin.flush()
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """What it has said since the last time. Raises an `EOFError` when it has ended."""
+        chunk = os.read(self.process.stdout.fileno(), 65536)
+        if not chunk:
+            raise EOFError
+        *lines, self.received = (self.received + chunk).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError):  # the beginning of a line whose writer was killed
+                yield json.loads(line)
+
+    def interrupt(self) -> None:
+        """Ends what it does; it can have a new task within milliseconds."""
+        with contextlib.suppress(ProcessLookupError):  # it has just died
+            os.kill(self.child, signal.SIGKILL)
+        self.start()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):  # unsent bytes have no reader
+            self.process.stdin.close()
+        self.process.stdout.close()
 
 
 class Batch:
@@ -94,40 +130,42 @@ class Batch:
         order = sorted(range(len(pairs)), key=lambda index: pairs[index][0])
         size = -(-len(order) // limits.count())
         self.queues = [deque(order[start : start + size]) for start in range(0, len(order), size)]
-        self.second_try: deque[int] = deque()  # behind all others
-        self.tried: set[int] = set()
+        self.again: deque[int] = deque()  # behind all others
+        self.tries = Counter[int]()
 
     def pending(self) -> int:
         """How many verdicts are still to come; 0 when the budget is spent."""
         return len(self.pairs) - len(self.verdicts) if time.monotonic() < self.end else 0
 
     def take(self, slot: int) -> int | None:
-        """The next task for the worker in this slot: its own, else the longest queue's last, else a second try."""
+        """The next task for the worker in this slot: its own, else the longest queue's last, else one more try."""
         if slot < len(self.queues) and self.queues[slot]:
             return self.queues[slot].popleft()
         longest = max(self.queues, key=len)
         if longest:
             return longest.pop()
-        return self.second_try.popleft() if self.second_try else None
+        return self.again.popleft() if self.again else None
 
     def seconds(self, index: int) -> float:
         """How long this try may take; the first task's starts the budget."""
         if self.end == math.inf:
             self.end = time.monotonic() + self.limits.budget
-        seconds = self.limits.seconds if index in self.tried else min(FIRST_TRY, self.limits.seconds)
-        return min(seconds, max(self.end - time.monotonic(), 0.01))
+        return min(self._limit(index), max(self.end - time.monotonic(), 0.01))
 
     def settle(self, index: int, verdict: Verdict) -> None:
-        """Keeps the verdict, or lets a completion that ran out of its short first try have a second one."""
-        if verdict.status == "timeout" and index not in self.tried and self.limits.seconds > FIRST_TRY:
-            self.tried.add(index)
-            self.second_try.append(index)
+        """Keeps the verdict, or tries again for longer what ran out of a short try, or lost its worker."""
+        if verdict.status in ("timeout", "died") and self._limit(index) < self.limits.seconds:
+            self.tries[index] += 1
+            self.again.append(index)
         else:
             self.verdicts[index] = verdict
 
+    def _limit(self, index: int) -> float:
+        return min([*TRIES, self.limits.seconds][self.tries[index]], self.limits.seconds)
+
 
 class VerifierPool:
-    """Persistent workers, started at the first batch and replaced when they die or must be killed.
+    """Persistent workers, started at the first batch. One that dies or must be killed is forked anew in milliseconds.
 
     Batches from several threads wait for each other. The workers end when this process does, also when it is killed:
     their stdin closes, and a kernel limit on CPU time ends one that is stuck in C code.
@@ -157,24 +195,21 @@ class VerifierPool:
                     self._hire(pending)
                     self._assign(batch)
                     self._collect(batch)
-            finally:  # the budget or the user ended it: no late verdict may meet a later batch
-                for worker in [worker for worker in self.workers if worker.task not in (None, STARTING)]:
-                    self._replace(worker)
+            finally:  # the budget or the user ended it: no worker goes on
+                for worker in self.workers:
+                    if worker.task not in (None, STARTING):
+                        self._interrupt(worker)
         verdict_of = {pair: batch.verdicts.get(index, Verdict("timeout", 0.0)) for index, pair in enumerate(unique)}
         return [verdict_of[pair] for pair in pairs]
 
     def close(self) -> None:
         """Ends the workers."""
-        for worker in list(self.workers):
-            self._kill(worker)
+        while self.workers:
+            self.workers.pop().kill()
 
     def _hire(self, pending: int) -> None:
         while len(self.workers) < min(self.limits.count(), pending):
-            command = [sys.executable, str(WORKER), str(int(self.limits.memory_gib * 2**30))]
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-            self.workers.append(Worker(process))
+            self.workers.append(Worker(int(self.limits.memory_gib * 2**30)))
 
     def _assign(self, batch: Batch) -> None:
         for slot, worker in enumerate(self.workers):
@@ -185,7 +220,7 @@ class VerifierPool:
                 worker.send(index, *batch.pairs[index], batch.seconds(index))
             except BrokenPipeError:  # it died while it waited, which its closed stdout will say
                 worker.task = None
-                batch.second_try.append(index)
+                batch.again.append(index)
 
     def _collect(self, batch: Batch) -> None:
         """Waits for the next verdict, death or deadline."""
@@ -196,25 +231,30 @@ class VerifierPool:
             if worker.process.stdout in readable:
                 self._read(worker, batch)
             elif worker.task is not None and time.monotonic() > worker.deadline:
-                self._lose(worker, batch, "timeout")
+                self._lose(worker, batch)
 
     def _read(self, worker: Worker, batch: Batch) -> None:
-        chunk = os.read(worker.process.stdout.fileno(), 65536)
-        if not chunk:
-            self._lose(worker, batch, "died")
+        try:
+            replies = list(worker.read())
+        except EOFError:
+            self._lose(worker, batch, ended=True)
             return
-        worker.received += chunk
-        if worker.received.endswith(b"\n"):
-            reply, worker.received = json.loads(worker.received), b""
-            index, worker.task = worker.task, None
-            if index == STARTING:
-                self.failed_starts = 0
-            else:
-                batch.settle(index, Verdict(**reply))
+        for reply in replies:
+            if reply["status"] == "ready":
+                if worker.task not in (None, STARTING):  # of which the one before it died, or before which
+                    self.replaced += 1
+                    batch.settle(worker.task, Verdict("died", 0.0))
+                worker.child, worker.task, self.failed_starts = reply["pid"], None, 0
+            elif reply.pop("id") == worker.task:  # else it came as it was interrupted
+                batch.settle(worker.task, Verdict(**reply))
+                worker.task = None
+                if reply["status"] == "out_of_memory":
+                    worker.start()
 
-    def _lose(self, worker: Worker, batch: Batch, status: str) -> None:
-        self._replace(worker)
-        if worker.task == STARTING:
+    def _lose(self, worker: Worker, batch: Batch, ended: bool = False) -> None:
+        """Settles the task of a worker that is over its deadline, or has ended."""
+        index = worker.task
+        if index == STARTING:
             self.failed_starts += 1
             if self.failed_starts > 2:
                 raise RuntimeError(
@@ -222,20 +262,18 @@ class VerifierPool:
                     f"memory_gib={self.limits.memory_gib} may be too small. "
                     f"To see why, run: {' '.join(worker.process.args)} </dev/null"
                 )
-        elif worker.task is not None:
-            batch.settle(worker.task, Verdict(status, 0.0))
+        if ended or index == STARTING:
+            self.replaced += 1
+            self.workers.remove(worker)
+            worker.kill()
+        else:
+            self._interrupt(worker)
+        if index not in (None, STARTING):
+            batch.settle(index, Verdict("died" if ended else "timeout", 0.0))
 
-    def _replace(self, worker: Worker) -> None:
+    def _interrupt(self, worker: Worker) -> None:
         self.replaced += 1
-        self._kill(worker)
-
-    def _kill(self, worker: Worker) -> None:
-        self.workers.remove(worker)
-        worker.process.kill()
-        worker.process.wait()
-        with contextlib.suppress(BrokenPipeError):  # unsent bytes have no reader
-            worker.process.stdin.close()
-        worker.process.stdout.close()
+        worker.interrupt()
 
 
 @cache
