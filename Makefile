@@ -81,15 +81,14 @@ test-engines: $(ENGINES_INSTALLED) ## Run the tests of the objective in verl and
 $(DEMO):
 	$(MAKE) demo
 
-option = $(if $($(1)),--$(2) "$($(1))")
+EVALUATION := MODEL TASK BACKEND SERVER SAMPLES TEMPERATURE TOP_P MAX_NEW_TOKENS METRIC SYSTEM_PROMPT BATCH_SIZE LIMIT SEED \
+	NUM_GPUS PARALLEL VLLM_PYTHON OUT
+# As they were typed: neither make nor a shell may expand a dollar sign, a quotation mark or a backtick in them.
+literal = $(eval override export $(1) := $$(value $(1)))
+$(foreach variable,$(EVALUATION),$(if $(value $(variable)),$(call literal,$(variable))))
 evaluate: $(EVALUATE_INSTALLED) ## Score MODEL on TASK with lighteval; the README lists the other variables
-	@test -n "$(MODEL)" -a -n "$(TASK)" || { echo "usage: make evaluate MODEL=... TASK=..." >&2; exit 2; }
-	@$(EVALUATE)/bin/python -m cfpo_trl.evaluation --model "$(MODEL)" --task "$(TASK)" \
-	$(call option,BACKEND,backend) $(call option,SERVER,server) $(call option,SAMPLES,samples) \
-	$(call option,TEMPERATURE,temperature) $(call option,TOP_P,top-p) $(call option,MAX_NEW_TOKENS,max-new-tokens) \
-	$(call option,METRIC,metric) $(call option,SYSTEM_PROMPT,system-prompt) $(call option,BATCH_SIZE,batch-size) \
-	$(call option,LIMIT,limit) $(call option,SEED,seed) $(call option,NUM_GPUS,num-gpus) \
-	$(call option,PARALLEL,parallel) $(call option,VLLM_PYTHON,vllm-python) $(call option,OUT,out)
+	@test -n "$$MODEL" -a -n "$$TASK" || { echo "usage: make evaluate MODEL=... TASK=..." >&2; exit 2; }
+	@$(EVALUATE)/bin/python -m cfpo_trl.evaluation --environment
 
 compare: $(EVALUATE_INSTALLED) ## B against A on the same questions, both folders that make evaluate wrote
 	@$(EVALUATE)/bin/python -m cfpo_trl.evaluation.compare "$(A)" "$(B)"

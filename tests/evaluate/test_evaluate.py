@@ -24,6 +24,7 @@ from cfpo_trl.evaluation.report import summarise
 from cfpo_trl.evaluation.server import ServerError, serving, vllm_command
 from cfpo_trl.evaluation.tasks import TaskError, TaskOptions, build_tasks
 from cfpo_trl.health import health_problem
+from cfpo_trl.rewards.golds import read_gold
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "runs" / "demo"
@@ -87,10 +88,75 @@ def test_what_is_recorded(sampled):
     assert summary["prompts"]["words_test"].endswith(">")
 
 
-def test_backends_agree_question_by_question(greedy, tmp_path):
-    summary = words(DEMO / "cfpo", tmp_path / "vllm", "--backend", "vllm", "--vllm-python", str(VLLM))
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_greedy_is_that_of_the_trained_distribution_by_each_backend(greedy, tmp_path, backend):
+    """The checkpoint's own penalties and truncations, from its generation_config.json, are none of an evaluation's."""
+    model = shutil.copytree(DEMO / "cfpo", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((model / "generation_config.json").read_text())
+    config |= {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "do_sample": True, "temperature": 2.0, "top_k": 3}
+    (model / "generation_config.json").write_text(json.dumps(config))
+    summary = words(model, tmp_path / "out", "--backend", backend, "--vllm-python", str(VLLM))
     assert summary["tasks"][0]["score"] == greedy[0]["tasks"][0]["score"] > 0.97
-    check_same_answers(tmp_path / "vllm", greedy[1])
+    check_same_answers(tmp_path / "out", greedy[1])
+
+
+def test_a_completion_that_the_context_ended_is_truncated(tmp_path):
+    model = shutil.copytree(DEMO / "cfpo", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8}))
+    row = words(model, tmp_path / "out", "--limit", "50")["tasks"][0]
+    assert row["tokens"] < 5
+    assert row["truncated"] > 0.9
+
+
+def test_answers_that_are_not_understood_are_left_out_and_counted(tmp_path):
+    rows = [
+        {"question": "abc>", "answer": answer} for answer in ("7", "2 hours 30 minutes", "2021-05-05", None, "x=5")
+    ]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate(DEMO / "cfpo", tmp_path / "out", "--max-new-tokens", "4", task=str(tmp_path / "odd.jsonl"))
+    assert "left out 3 questions whose answer is not surely understood: row 1: '2 hours 30 minutes' (" in result.stdout
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert (row["questions"], row["left_out"]) == (2, 3)
+    (tmp_path / "odd.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    result = evaluate(DEMO / "cfpo", tmp_path / "out", task=str(tmp_path / "odd.jsonl"), check=False)
+    assert "no question is left; the answer of none is surely understood" in result.stderr
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    paths = [tmp_path / folder / "data" / "test.jsonl" for folder in "abc"]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"question": "?", "answer": "1"}) + "\n")
+    tasks = build_tasks([str(path) for path in paths], TaskOptions(), tmp_path / "linked")
+    assert list(tasks.registered) == ["data_test", "data_test_2", "data_test_3"]
+
+
+@pytest.mark.parametrize("question", ["", "0 1 2"])
+def test_a_prompt_of_which_the_model_knows_nothing(question, tmp_path):
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"question": question, "answer": "1"}) + "\n")
+    result = evaluate(DEMO / "cfpo", tmp_path, task=str(tmp_path / "odd.jsonl"), check=False)
+    assert result.returncode == 1
+    assert f"row 0 asks {question!r}, of which the model knows no token" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_line_ends_of_unicode_are_no_line_ends_of_the_results(tmp_path):
+    row = {"question": "a\u2028b\u0085c", "scores": [1.0], "answers": ["1"], "gold": "1"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (tmp_path / "results.json").write_text(json.dumps({"tasks": [{"task": "t"}]}))
+    assert compare.load(tmp_path) == {"t": [row]}
+
+
+def test_make_passes_its_values_as_they_were_typed(tmp_path):
+    prompt = """say "hi" $HOME `id` $(shell touch pwned) 'q' $$ # \\ x"""
+    variables = {"MODEL": DEMO / "cfpo", "TASK": WORDS, "METRIC": "exact_match", "MAX_NEW_TOKENS": 6, "LIMIT": 2}
+    variables |= {"OUT": tmp_path / "a folder", "SYSTEM_PROMPT": prompt}
+    command = ["make", "evaluate", *(f"{name}={value}" for name, value in variables.items())]
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert json.loads((tmp_path / "a folder" / "results.json").read_text())["options"]["system_prompt"] == prompt
+    assert not (ROOT / "pwned").exists()
 
 
 def test_a_server_that_runs_already(greedy, tmp_path):
@@ -203,9 +269,9 @@ def test_checkpoint_of_a_newer_transformers_is_refused(saved, message, tmp_path)
 )
 def test_scorer(gold, text, score, tmp_path):
     (tmp_path / "one.jsonl").write_text(json.dumps({"problem": "?", "solution": gold}) + "\n")
-    module, _ = build_tasks([str(tmp_path / "one.jsonl")], TaskOptions(samples=2), tmp_path / "data")
-    config = module.TASKS_TABLE[0]
-    doc: Doc = config.prompt_function({"problem": "?", "solution": gold}, "task")
+    tasks = build_tasks([str(tmp_path / "one.jsonl")], TaskOptions(samples=2), tmp_path / "data")
+    config = tasks.module.TASKS_TABLE[0]
+    doc: Doc = config.prompt_function({"problem": "?", "solution": gold, "__index": 0}, "task")
     response = ModelResponse(text=[text, "no idea"])
     assert config.metrics[0].sample_level_fn.compute(doc=doc, model_response=response) == score / 2
     assert doc.specific["scores"] == [score, 0.0]
@@ -215,22 +281,21 @@ def test_scorer(gold, text, score, tmp_path):
 @pytest.mark.parametrize(
     ("task", "row", "gold"),
     [
-        ("amc23", {"question": "How many?", "answer": 27.0}, "27.0"),
+        ("amc23", {"question": "How many?", "answer": 27.0}, "$27.0$"),
         ("minerva_math", {"question": "How far?", "answer": "2x+3"}, "$2x+3$"),
         ("olympiadbench", {"question": "Which?", "final_answer": ["1", "2"]}, "$1, 2$"),
     ],
 )
 def test_tasks_of_a_hub_that_lighteval_lacks(task, row, gold, tmp_path):
     """By rows as their datasets have them; the hub itself is out of reach here."""
-    module, _ = build_tasks([task], TaskOptions(), tmp_path)
+    module = build_tasks([task], TaskOptions(), tmp_path).module
     doc: Doc = module.TASKS_TABLE[0].prompt_function(row, task)
     assert doc.get_golds() == [gold]
     assert doc.query == row["question"] + "\nReason step by step, and put the final answer in \\boxed{}."
 
 
 def test_the_group_is_known(tmp_path):
-    _, registered = build_tasks(["reasoning"], TaskOptions(), tmp_path)
-    assert len(registered) == 8
+    assert len(build_tasks(["reasoning"], TaskOptions(), tmp_path).registered) == 8
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not at ../shared/data/gsm8k")
@@ -239,7 +304,7 @@ def test_gsm8k_by_path(tmp_path):
     (row,) = json.loads((tmp_path / "results.json").read_text())["tasks"]
     assert (row["task"], row["questions"]) == ("gsm8k_test", 8)
     rows = compare.load(tmp_path)["gsm8k_test"]
-    golds = [json.loads(line)["answer"].rpartition("#### ")[2] for line in GSM8K.read_text().splitlines()]
+    golds = [read_gold(json.loads(line)["answer"]) for line in GSM8K.read_text().splitlines()]
     assert {row["gold"] for row in rows} <= set(golds)
     assert row["no_answer"] == sum(row["answers"][0] is None for row in rows) / 8
 

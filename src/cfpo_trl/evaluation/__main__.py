@@ -21,9 +21,14 @@ from .checkpoint import fingerprint, prepare
 from .errors import EvaluationError
 
 SHOWN = 3  # questions that a message shows
+VARIABLES = (  # of `make evaluate`: through a shell, a quotation mark or a dollar sign would be another
+    *("MODEL", "TASK", "BACKEND", "SERVER", "SAMPLES", "TEMPERATURE", "TOP_P", "MAX_NEW_TOKENS", "METRIC"),
+    *("SYSTEM_PROMPT", "BATCH_SIZE", "LIMIT", "SEED", "NUM_GPUS", "PARALLEL", "VLLM_PYTHON", "OUT"),
+)
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None, environment: bool = False) -> argparse.Namespace:
+    """The options of the command line, or those that `make evaluate` passes by the environment."""
     parser = argparse.ArgumentParser(prog="make evaluate", description=__doc__)
     parser.add_argument("--model", required=True, help="folder of a checkpoint or an adapter, or a hub's name")
     parser.add_argument("--task", required=True, help="tasks of lighteval, groups, or .jsonl files, by commas")
@@ -45,6 +50,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vllm-python", help="Python of the environment that has vLLM's CPU build")
     parser.add_argument("--server-seconds", type=float, default=900.0, help="longest start of the server")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of the results")
+    if environment:
+        arguments = [
+            f"--{name.lower().replace('_', '-')}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)
+        ]
     options = parser.parse_args(arguments)
     if options.samples > 1 and options.temperature == 0:
         parser.error(f"SAMPLES={options.samples} at TEMPERATURE=0 are all the same; raise the temperature.")
@@ -54,7 +63,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
+    options = parse(arguments, environment=arguments is None and sys.argv[1:] == ["--environment"])
     shared = options.num_gpus > 1 and options.parallel == "data"
     if shared and options.backend == "transformers" and "RANK" not in os.environ:
         launch_processes(options.num_gpus)

@@ -29,8 +29,8 @@ def load(folder: Path) -> dict[str, list[dict]]:
 
 
 def read_questions(folder: Path, task: str) -> list[dict]:
-    lines = (folder / f"{task.replace(':', '_')}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    with (folder / f"{task.replace(':', '_')}.jsonl").open(encoding="utf-8") as lines:  # splitlines() knows more ends
+        return [json.loads(line) for line in lines]
 
 
 def paired_interval(differences: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from lighteval.logging.info_loggers import DetailsLogger
 from lighteval.models.model_input import GenerationParameters
 from lighteval.models.transformers.transformers_model import TransformersModelConfig
 from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, set_seed
 
 from .errors import EvaluationError
 from .server import ServerConfig, ServerModel
@@ -69,16 +69,26 @@ def run(
         raise EvaluationError(
             f"A dataset of TASK={options.task!r} is not on this machine, and no hub gave it: {error}"
         ) from error
-    if not url:  # lighteval leaves both to the model's own configuration
+    except ValueError as error:
+        if "has no documents" not in str(error):
+            raise
+        refused = "; ".join(f"{name}: {next(iter(why.values()))}" for name, why in tasks.refused.items() if why)
+        raise EvaluationError(f"No question is left; the answer of none is surely understood, as {refused}") from error
+    check_prompts(pipeline, {task: name for name, task in tasks.registered.items()}, tokenizer)
+    if not url:  # lighteval leaves these to the checkpoint: its penalties, its truncations, and whether it samples
         pipeline.model.generation_config_dict |= {"do_sample": options.temperature > 0, "top_k": 0}
+        own = pipeline.model.model.generation_config
+        pipeline.model.model.generation_config = GenerationConfig(
+            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        )
     pipeline.evaluate()
     if not pipeline.is_main_process():  # it has all the answers
         return None
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     render = pipeline.model.prompt_manager.prepare_prompt
     details = tracker.details_logger.details
     questions = {
-        name: [question(detail, ends) for detail in details[f"{task}|0"]] for name, task in tasks.registered.items()
+        name: [question(detail, tokenizer) for detail in details[f"{task}|0"]]
+        for name, task in tasks.registered.items()
     }
     for name, rows in questions.items():
         if any(len(row["completions"]) != options.samples for row in rows):
@@ -88,15 +98,28 @@ def run(
     return questions, {name: render(details[f"{task}|0"][0].doc) for name, task in tasks.registered.items()}
 
 
-def question(detail: DetailsLogger.Detail, ends: set[int | None]) -> dict:
-    """One question as the report keeps it; a completion counts as truncated if it fills its length without an end."""
+def check_prompts(pipeline: Pipeline, names: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises an `EvaluationError` where no question is left, or a prompt has no token that the model knows."""
+    unknown = {tokenizer.pad_token_id, tokenizer.unk_token_id}
+    for task, docs in pipeline.documents_dict.items():
+        name = names[task.rpartition("|")[0]]
+        for doc in docs:
+            prompt = pipeline.model.prompt_manager.prepare_prompt(doc)
+            if not set(tokenizer(prompt, add_special_tokens=False).input_ids) - unknown:
+                raise EvaluationError(f"{name}: row {doc.id} asks {prompt!r:.100}, of which the model knows no token.")
+
+
+def question(detail: DetailsLogger.Detail, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """One question as the report keeps it; a completion counts as truncated if nothing but its length ended it."""
     doc, response = detail.doc, detail.model_response
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     tokens, truncated = [], []
     for ids in response.output_tokens:
         ids = [int(token) for token in ids]
         end = next((position for position, token in enumerate(ids) if token in ends), None)
         tokens.append(len(ids) if end is None else end + 1)
-        truncated.append(end is None and len(ids) >= (doc.generation_size or len(ids)))
+        stopped = any(stop in tokenizer.decode(ids) for stop in doc.stop_sequences or ())
+        truncated.append(end is None and not stopped)
     return {
         "question": doc.query,
         "gold": doc.get_golds()[0],

@@ -23,6 +23,8 @@ from ..health import health_problem
 from .errors import EvaluationError
 
 CONCURRENT = 64  # requests at a time
+# Said, because a server takes what is not said from the checkpoint's generation_config.json.
+NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 class ServerError(EvaluationError):
@@ -127,6 +129,7 @@ class ServerModel(LightevalModel):
             "temperature": parameters.temperature,
             "top_p": parameters.top_p or 1.0,
             "top_k": 0,
+            **NEUTRAL,
             "seed": parameters.seed + index,
             "max_tokens": room if doc.generation_size is None else min(doc.generation_size, room),
             "stop": list(doc.stop_sequences or ()),
