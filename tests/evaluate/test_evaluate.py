@@ -120,7 +120,7 @@ def test_answers_that_are_not_understood_are_left_out_and_counted(tmp_path):
     assert (row["questions"], row["left_out"]) == (2, 3)
     (tmp_path / "odd.jsonl").write_text(json.dumps(rows[1]) + "\n")
     result = evaluate(DEMO / "cfpo", tmp_path / "out", task=str(tmp_path / "odd.jsonl"), check=False)
-    assert "no question is left; the answer of none is surely understood" in result.stderr
+    assert "No question is left; the answer of none is surely understood" in result.stderr
 
 
 def test_files_of_one_name_are_told_apart(tmp_path):
