@@ -13,9 +13,10 @@ import sys
 from importlib.util import find_spec
 
 import torch
-from trl import TrlParser
 
 from cfpo_trl.grpo import ARGUMENTS
+from cfpo_trl.mistakes import say_mistakes
+from cfpo_trl.recipe import RecipeParser
 from cfpo_trl.vllm_server import serve_command, server_url, wait_for_health
 
 
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--print", action="store_true")
     parser.add_argument("--wait", type=float, metavar="SECONDS")
     mine, recipe = parser.parse_known_args(arguments[:end])
-    script_args, training_args, model_args, _ = TrlParser(ARGUMENTS).parse_args_and_config(recipe)
+    script_args, training_args, model_args, _ = RecipeParser(ARGUMENTS).parse_args_and_config(recipe)
 
     if mine.wait is not None:
         logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -47,4 +48,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    say_mistakes(lambda: main(sys.argv[1:]))

@@ -6,6 +6,7 @@ python scripts/serve_reward.py runs/rlhf/reward_model --port 8100
 import argparse
 import json
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from cfpo_trl.rewards.model import RewardModel
@@ -28,6 +29,9 @@ def handler(model: RewardModel) -> type[BaseHTTPRequestHandler]:
                 self.answer(400, {"error": f"bad request: {error!r}"})
             except RewardError as error:
                 self.answer(422, {"error": str(error)})
+            except Exception as error:  # out of memory, say: the trainer shall know why
+                traceback.print_exc()
+                self.answer(500, {"error": f"{type(error).__name__}: {error}"})
 
         def answer(self, status: int, content: dict) -> None:
             body = json.dumps(content).encode()

@@ -4,7 +4,7 @@
 #   scripts/train.sh RECIPE [--option value ...]
 #
 #   ENGINE=zero3         of recipes/accelerate_configs: ddp (default), fsdp2, zero2, zero3, cpu/ddp, ...
-#   GPUS=8               GPUs of this node; default: all that nvidia-smi shows
+#   GPUS=8               GPUs of this node; default: those in CUDA_VISIBLE_DEVICES, or all that nvidia-smi shows
 #   SERVER_GPUS=1        the last of them roll out in a vLLM server that is started and stopped here, the others train
 #   NODES=2 NODE_RANK=0 MAIN_ADDRESS=host [MAIN_PORT=29500]    several nodes: the same command on each, with its rank
 #   SERVER_SECONDS=900   how long the server may take to start
@@ -24,7 +24,13 @@ shift
 engine=${ENGINE:-ddp}
 nodes=${NODES:-1}
 server_gpus=${SERVER_GPUS:-0}
-gpus=${GPUS:-$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)}
+# The GPUs that this shell may use, by their names
+if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    IFS=, read -ra devices <<<"$CUDA_VISIBLE_DEVICES"
+else
+    mapfile -t devices < <(seq 0 "$((${GPUS:-$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)} - 1))")
+fi
+gpus=${GPUS:-${#devices[@]}}
 config=recipes/accelerate_configs/$engine.yaml
 for file in "$recipe" "$config"; do
     if [[ ! -f $file ]]; then
@@ -35,6 +41,10 @@ done
 
 launch=(accelerate launch --config_file "$config")
 if ((gpus > 0)); then
+    if ((gpus > ${#devices[@]})); then
+        echo "GPUS=$gpus, and CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES names ${#devices[@]}" >&2
+        exit 2
+    fi
     if ((server_gpus >= gpus)); then
         echo "SERVER_GPUS=$server_gpus leaves none of $gpus GPUs to train on" >&2
         exit 2
@@ -56,8 +66,8 @@ if ((server_gpus > 0)); then
     options+=(--use_vllm true --vllm_mode server --vllm_server_host 127.0.0.1)
     serve=(python scripts/serve.py "${options[@]}")
     if ((gpus > 0)); then
-        serve=(env "CUDA_VISIBLE_DEVICES=$(seq -s, "$trainers" "$((gpus - 1))")" "${serve[@]}")
-        launch=(env "CUDA_VISIBLE_DEVICES=$(seq -s, 0 "$((trainers - 1))")" "${launch[@]}")
+        serve=(env "CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${devices[*]:trainers:server_gpus}")" "${serve[@]}")
+        launch=(env "CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${devices[*]:0:trainers}")" "${launch[@]}")
     fi
     wait_for_it=(python scripts/serve.py --wait "${SERVER_SECONDS:-900}" "${options[@]}")
     if [[ -n ${DRY_RUN:-} ]]; then
@@ -71,5 +81,5 @@ train=("${launch[@]}" src/cfpo_trl/grpo.py "${options[@]}")
 if [[ -n ${DRY_RUN:-} ]]; then
     show "${train[@]}"
 else
-    "${train[@]}"
+    run_training "${train[@]}"
 fi

@@ -171,7 +171,7 @@ def test_unknown_key_in_yaml(recipe):
     from cfpo_trl import grpo
 
     recipe.write_text(recipe.read_text() + "epsilom: 0.1\n")
-    with pytest.raises(ValueError, match=r"Unknown arguments from config file: \['--epsilom', '0.1'\]"):
+    with pytest.raises(ValueError, match=r"The recipe has 'epsilom' \(did you mean 'epsilon'\?\), which is no option"):
         grpo.main(["--config", str(recipe)])
 
 

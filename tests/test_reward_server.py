@@ -114,9 +114,9 @@ def test_nothing_listens(server):
 
 def test_two_rewards_of_one_name_are_refused(server):
     with pytest.raises(ValueError, match="reward_funcs has .* and another that is called '127.0.0.1:.*/score' in the"):
-        load_rewards([server.url, server.url + "/"], {})
+        load_rewards([server.url, server.url + "/"], {}, [])
     with pytest.raises(ValueError, match="reward_funcs has 'conftest.early_letters' and another"):
-        load_rewards(["conftest.early_letters", server.url, "conftest.early_letters"], {})
+        load_rewards(["conftest.early_letters", server.url, "conftest.early_letters"], {}, [])
 
 
 @pytest.mark.parametrize(

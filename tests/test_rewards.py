@@ -114,8 +114,8 @@ def test_dotted_path(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     assert load_reward("my_rewards.constant")(["a", "b"]) == [0.5, 0.5]
-    with pytest.raises(ValueError, match=r"'my_rewards.missing', which cannot be imported"):
-        load_reward("my_rewards.missing")
+    with pytest.raises(ValueError, match=r"'my_rewards.missin', and my_rewards has no 'missin'"):
+        load_reward("my_rewards.missin")
     sys.modules.pop("my_rewards")
 
 
@@ -123,7 +123,11 @@ def test_dotted_path(tmp_path, monkeypatch):
     ("names", "parameters", "message"),
     [
         ([], {}, "reward_funcs is empty: use some of accuracy, "),
-        (["acuracy"], {}, "reward_funcs has 'acuracy', which is no reward: use some of accuracy, "),
+        (
+            ["acuracy"],
+            {},
+            "reward_funcs has 'acuracy', which is no reward .did you mean 'accuracy'..: use some of accuracy, ",
+        ),
         (["format"], {"cosine": {}}, "reward_parameters has 'cosine', which reward_funcs does not: format"),
     ],
 )

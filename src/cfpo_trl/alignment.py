@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 from .advantages import KL_BOUND, approximate_kl, leave_one_out, mean_centred, reward_to_go
 from .config import CFPOConfig, check_alignment, is_shaped
 from .lengths import length_metrics
+from .signatures import like
 
 
 class AlignmentTrainer(GRPOTrainer):
@@ -31,6 +32,7 @@ class AlignmentTrainer(GRPOTrainer):
             [`~cfpo_trl.config.check_alignment`].
     """
 
+    @like(GRPOTrainer.__init__)
     def __init__(
         self,
         model: str | PreTrainedModel,

@@ -14,6 +14,7 @@ logger = logging.getLogger("cfpo_trl")
 
 ROOT = Path(__file__).parent.parent.parent  # of the repository, which has the Makefile
 ENVIRONMENT = ".venvs/evaluate/installed"
+LOCK = ".venvs/evaluate.lock"
 VARIABLES = (
     *("TASK", "BACKEND", "SERVER", "SAMPLES", "TEMPERATURE", "TOP_P", "MAX_NEW_TOKENS", "METRIC", "SYSTEM_PROMPT"),
     *("BATCH_SIZE", "LIMIT", "SEED", "NUM_GPUS", "PARALLEL", "VLLM_PYTHON", "LAUNCH"),
@@ -44,12 +45,6 @@ class EvaluateCheckpoints(TrainerCallback):
         self.launch = shlex.split(self.variables.pop("LAUNCH", ""))
         self.running: list[tuple[subprocess.Popen, Path]] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:  # once, before two evaluations would make it at a time
-            subprocess.run(["make", ENVIRONMENT], cwd=ROOT, env=environment_without_launcher(), check=True)
-
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.start(Path(args.output_dir), f"checkpoint-{state.global_step}")
@@ -60,12 +55,14 @@ class EvaluateCheckpoints(TrainerCallback):
         model = output / checkpoint if checkpoint else output
         out = output / "benchmarks" / (checkpoint or "final")
         out.mkdir(parents=True, exist_ok=True)
-        command = ["make", "evaluate", f"MODEL={model}", f"OUT={out}"]
-        command += [f"{variable}={value}" for variable, value in self.variables.items()]
-        wrapped = [shlex.join(command)] if self.launch[-1:] == ["--wrap"] else command
+        (ROOT / LOCK).parent.mkdir(exist_ok=True)
+        variables = [f"MODEL={model}", f"OUT={out}", *(f"{name}={value}" for name, value in self.variables.items())]
+        # The first one makes the environment, and the others wait for it: the training waits for none.
+        script = f"flock {shlex.quote(LOCK)} make {ENVIRONMENT} && {shlex.join(['make', 'evaluate', *variables])}"
+        command = [script] if self.launch[-1:] == ["--wrap"] else ["bash", "-c", script]
         with (out / "log.txt").open("w") as log:
             process = subprocess.Popen(
-                [*self.launch, *wrapped],
+                [*self.launch, *command],
                 cwd=ROOT,
                 env=environment_without_launcher(),
                 stdout=log,

@@ -104,6 +104,11 @@ class CFPOConfig(GRPOConfig):
             self.scale_rewards = "none"
 
 
+def uses_rollouts_once(args: GRPOConfig) -> bool:
+    """Whether each batch of rollouts is used for one update, so that every ratio is 1."""
+    return args.num_iterations * args.steps_per_generation <= args.gradient_accumulation_steps
+
+
 def is_shaped(args: GRPOConfig | None) -> bool:
     """Whether the advantages are to be others than TRL's own."""
     return isinstance(args, CFPOConfig) and bool(

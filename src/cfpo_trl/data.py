@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from accelerate import PartialState
 from tqdm import tqdm
-from trl import ScriptArguments
 
+from .existing_run import RunArguments
 from .rewards.golds import UnreadableGold, read_gold
 from .rewards.pool import Limits, VerifierPool
 from .suggestions import nearest
@@ -36,7 +36,7 @@ PLAIN_NUMBER = re.compile(r"\$-?\d+(?:\.\d+)?\$")  # no need to ask math-verify
 
 
 @dataclass
-class DataArguments(ScriptArguments):
+class DataArguments(RunArguments):
     """Which data, and how a row becomes a prompt; beside TRL's `dataset_name`, `dataset_config` and splits.
 
     Args:
@@ -68,6 +68,7 @@ class DataArguments(ScriptArguments):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.dataset_options, str):  # from the command line
             self.dataset_options = json.loads(self.dataset_options)
         if self.chat_template and "{" not in self.chat_template and not Path(self.chat_template).is_file():

@@ -4,13 +4,15 @@ accelerate launch src/cfpo_trl/grpo.py --config recipes/demo/config_cfpo.yaml
 """
 
 import gc
+import os
+import sys
 
 gc.disable()  # the collector walks all that the imports make, again and again: a second of every start
+if __name__ == "__main__" and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+    sys.path[0] = os.getcwd()  # modules of the user come first; this folder's are cfpo_trl's alone
 
 import json
 import logging
-import os
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,22 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import torch
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
-from trl import DatasetMixtureConfig, ModelConfig, TrlParser
+from trl import DatasetMixtureConfig, ModelConfig
 
 from cfpo_trl.benchmarks import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.config import CFPOConfig, check_alignment, check_config
-from cfpo_trl.data import (
-    DataArguments,
-    check_columns,
-    load_splits,
-    opens_think,
-    prepare,
-    read_template,
-    render,
-    select_split,
-)
-from cfpo_trl.interrupt import RandomStateAtStep, SaveOnSignal
-from cfpo_trl.loading import checkpoint_to_resume, model_init_kwargs, trusts_remote_code
+from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
+from cfpo_trl.existing_run import ExistingRun, FinishedRun
+from cfpo_trl.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
+from cfpo_trl.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
+from cfpo_trl.mistakes import checking, say_mistakes
+from cfpo_trl.recipe import RecipeParser
 from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.vllm_server import RolloutServerError, check_vllm, trl_rolls_out
@@ -82,6 +78,8 @@ class CFPOScriptArguments(DataArguments):
         super().__post_init__()
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective={self.objective!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
+        if isinstance(self.reward_funcs, str):
+            self.reward_funcs = [self.reward_funcs]
         if isinstance(self.reward_parameters, str):  # from the command line
             self.reward_parameters = json.loads(self.reward_parameters)
         if isinstance(self.benchmarks, str):
@@ -95,109 +93,132 @@ ARGUMENTS = (CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig)
 
 
 def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOTrainer"] | None = None) -> None:
-    """Trains. `trainer_class` takes the place of the objective's trainer, for experiments with others."""
-    # Parse, and check all that needs no data and no model
-    if not torch.accelerator.is_available():  # with several processes it would be "cpu:0", unknown to torch.load
-        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-    script_args, training_args, model_args, mixture = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
-    if script_args.objective == "cfpo":
-        check_config(training_args)
-    check_alignment(training_args)
-    log_setup(script_args, training_args, model_args)
-    if training_args.use_vllm:
-        check_vllm(training_args, model_args, script_args.max_prompt_length)
-    checkpoint = find_checkpoint(training_args)
+    """Trains. `trainer_class` takes the place of the objective's trainer, for experiments with others.
 
-    # Data
-    splits = load_splits(script_args, mixture)
-    train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
-    evaluate = training_args.eval_strategy != "no"
-    eval_dataset = select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluate else None
-    needs_solution = [name for name in script_args.reward_funcs if name in NEED_SOLUTION]
-    for dataset in (train_dataset, eval_dataset) if evaluate else (train_dataset,):
-        check_columns(dataset, script_args, needs_solution)
+    Raises:
+        Mistake: options, data, rewards, model or server do not fit; before any model is loaded, where that can be.
+        SystemExit: a signal ended the training, or rollouts or rewards failed; a checkpoint was saved.
+    """
+    with checking():
+        # Options: what needs no data and no model
+        if not torch.accelerator.is_available():  # with several processes it would be "cpu:0", unknown to torch.load
+            os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+        parser = RecipeParser(ARGUMENTS)
+        script_args, training_args, model_args, mixture = parser.parse_args_and_config(arguments)
+        if script_args.objective == "cfpo":
+            check_config(training_args)
+        check_alignment(training_args)
+        check_model(model_args.model_name_or_path)
+        log_setup(script_args, training_args, model_args, parser.notes)
+        if training_args.use_vllm:
+            check_vllm(training_args, model_args, script_args.max_prompt_length)
 
-    # The trainers take seconds to import, which no message above should wait for
-    from transformers import AutoProcessor
-    from trl import get_peft_config, get_quantization_config
-
-    from cfpo_trl import AlignmentTrainer, CFPOTrainer
-
-    # Prompts and solutions, as the model and the rewards read them
-    processor = AutoProcessor.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        padding_side="left",
-        trust_remote_code=trusts_remote_code(training_args, model_args),
-    )
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if script_args.chat_template:
-        tokenizer.chat_template = processor.chat_template = read_template(script_args.chat_template)
-    template_kwargs = training_args.chat_template_kwargs
-    needs_mathematics = any(name != "exact_match" for name in needs_solution)
-    train_dataset, eval_dataset = (
-        None if dataset is None else prepare(dataset, script_args, tokenizer, needs_mathematics, template_kwargs)
-        for dataset in (train_dataset, eval_dataset)
-    )
-    first = render(train_dataset[0]["prompt"], tokenizer, template_kwargs)
-    logger.info("%d rows to train on. The first prompt, as the model sees it:\n%s", len(train_dataset), first)
-
-    # Rewards
-    parameters = {name: dict(values or {}) for name, values in (script_args.reward_parameters or {}).items()}
-    for name in NEED_THINK_OPENED & set(script_args.reward_funcs):
-        if opens_think(first):
-            logger.info("The chat template opens <think> already: the %s reward does not ask for it again.", name)
-            parameters.setdefault(name, {}).setdefault("think_opened", True)
-    reward_funcs = load_rewards(script_args.reward_funcs, parameters)
-
-    # Trainer, which loads the model
-    training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
-    quantization = get_quantization_config(model_args)
-    stop, random_state = SaveOnSignal(), RandomStateAtStep()
-    benchmarks = EvaluateCheckpoints(script_args.benchmarks) if script_args.benchmarks else None
-    trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": AlignmentTrainer}[script_args.objective]
-    with rollouts(training_args):
-        trainer = trainer_class(
-            model=model_args.model_name_or_path,
-            reward_funcs=reward_funcs,
-            args=training_args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processor,
-            callbacks=[stop, random_state, *([benchmarks] if benchmarks else [])],
-            peft_config=get_peft_config(model_args),
-            **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
+        # A run that is there already
+        cycle = steps_per_rollout(training_args)
+        if training_args.save_strategy == "steps" and training_args.save_steps % cycle:
+            logger.warning(
+                "save_steps=%s is no multiple of the %d steps that share a batch of rollouts: a run resumed within "
+                "one makes new rollouts and departs from an uninterrupted run.",
+                training_args.save_steps,
+                cycle,
+            )
+        run = ExistingRun(
+            training_args.output_dir, script_args.if_output_exists, training_args.resume_from_checkpoint, parser.given
         )
+        try:
+            checkpoint = run.checkpoint()
+        except FinishedRun as finished:
+            print(finished)
+            return
+
+        # Data
+        splits = load_splits(script_args, mixture)
+        train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
+        evaluate = training_args.eval_strategy != "no"
+        eval_dataset = select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluate else None
+        needs_solution = [name for name in script_args.reward_funcs if name in NEED_SOLUTION]
+        for dataset in (train_dataset, eval_dataset) if evaluate else (train_dataset,):
+            check_columns(dataset, script_args, needs_solution)
+
+        # The trainers take seconds to import, which no message above should wait for
+        from trl import get_peft_config, get_quantization_config
+
+        from cfpo_trl import AlignmentTrainer, CFPOTrainer
+
+        # Prompts, as the model sees them
+        processor = load_processor(training_args, model_args, script_args.chat_template)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        template_kwargs = training_args.chat_template_kwargs
+        needs_mathematics = any(name != "exact_match" for name in needs_solution)
+        train_dataset, eval_dataset = (
+            None if dataset is None else prepare(dataset, script_args, tokenizer, needs_mathematics, template_kwargs)
+            for dataset in (train_dataset, eval_dataset)
+        )
+        first = render(train_dataset[0]["prompt"], tokenizer, template_kwargs)
+        logger.info("%d rows to train on. The first prompt, as the model sees it:\n%s", len(train_dataset), first)
+
+        # Rewards
+        parameters = {name: dict(values or {}) for name, values in (script_args.reward_parameters or {}).items()}
+        for name in NEED_THINK_OPENED & set(script_args.reward_funcs):
+            if opens_think(first):
+                logger.info("The chat template opens <think> already: the %s reward does not ask for it again.", name)
+                parameters.setdefault(name, {}).setdefault("think_opened", True)
+        reward_funcs = load_rewards(script_args.reward_funcs, parameters, train_dataset.column_names)
+
+        # Trainer, which loads the model
+        training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
+        quantization = get_quantization_config(model_args)
+        stop, random_state = SaveOnSignal(cycle), RandomStateAtStep()
+        benchmarks = EvaluateCheckpoints(script_args.benchmarks) if script_args.benchmarks else None
+        trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": AlignmentTrainer}[script_args.objective]
+        with rollouts(training_args):
+            trainer = trainer_class(
+                model=model_args.model_name_or_path,
+                reward_funcs=reward_funcs,
+                args=training_args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processor,
+                callbacks=[stop, random_state, StopAtTheEnd(), *([benchmarks] if benchmarks else [])],
+                peft_config=get_peft_config(model_args),
+                **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
+            )
+        run.begin()
 
     # Train
-    try:
-        with stop:
-            result = trainer.train(resume_from_checkpoint=checkpoint)
-    except (RolloutServerError, RewardError) as error:
-        save_and_exit(trainer, random_state, error)
-    trainer.save_state()
-    if stop.received:
-        trainer.accelerator.print(
-            f"Stopped at step {trainer.state.global_step}; saved in {get_last_checkpoint(training_args.output_dir)}. "
-            "To go on from there, run the same command again."
-        )
-        sys.exit(128 + stop.received)
+    with stop, hide_tied_heads(trainer.model):
+        try:
+            metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        except AlreadyTrained:
+            metrics = {}
+        except (RolloutServerError, RewardError) as error:
+            save_and_exit(trainer, random_state, error)
+        trainer.save_state()
+        if stop.received and trainer.state.global_step < trainer.state.max_steps:
+            say_stopped(trainer, stop)
 
-    # Save
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_model(training_args.output_dir)
-    trainer.create_model_card(dataset_name=script_args.dataset_name)
+        # Save
+        trainer.save_model(training_args.output_dir)
+        trainer.create_model_card(
+            model_name=Path(training_args.output_dir).name, dataset_name=public_name(script_args.dataset_name)
+        )
+        trainer.save_metrics("train", metrics)  # last: it marks the run as finished
+        trainer.accelerator.print(f"Model saved in {training_args.output_dir}")
+    if stop.received:
+        trainer.accelerator.print("The training had ended when the signal came; the evaluation is left out.")
+        sys.exit(128 + stop.received)
     if evaluate:
         trainer.save_metrics("eval", trainer.evaluate())
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    trainer.accelerator.print(f"Model saved in {training_args.output_dir}")
+        trainer.push_to_hub(dataset_name=public_name(script_args.dataset_name))
     if benchmarks and trainer.is_world_process_zero():
         benchmarks.start(Path(training_args.output_dir))
         benchmarks.wait()
 
 
-def log_setup(script_args: CFPOScriptArguments, training_args: CFPOConfig, model_args: ModelConfig) -> None:
+def log_setup(
+    script_args: CFPOScriptArguments, training_args: CFPOConfig, model_args: ModelConfig, notes: list[str]
+) -> None:
     """Shows messages of the main process, and says in a few lines what will be trained on what."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
@@ -217,19 +238,13 @@ def log_setup(script_args: CFPOScriptArguments, training_args: CFPOConfig, model
         training_args.device,
         training_args.output_dir,
     )
+    for note in notes:
+        logger.info(note)
 
 
-def find_checkpoint(args: CFPOConfig) -> str | None:
-    """`resume_from_checkpoint`, or the last checkpoint in `output_dir`, or None; warns of what resumes inexactly."""
-    cycle = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
-    if args.save_strategy == "steps" and cycle and args.save_steps % cycle:
-        logger.warning(
-            "save_steps=%s is no multiple of the %d steps that share a batch of rollouts: a run resumed within one "
-            "makes new rollouts and departs from an uninterrupted run.",
-            args.save_steps,
-            cycle,
-        )
-    return checkpoint_to_resume(args)
+def steps_per_rollout(args: CFPOConfig) -> int:
+    """Optimizer steps that share a batch of rollouts."""
+    return max(1, args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps)
 
 
 def rollouts(args: CFPOConfig) -> AbstractContextManager[None]:
@@ -255,5 +270,16 @@ def save_and_exit(
     sys.exit(1)
 
 
+def say_stopped(trainer: "GRPOTrainer", stop: SaveOnSignal) -> NoReturn:
+    """Says where the run can go on after a signal, and whether exactly; exits with the signal's status."""
+    exactly = "" if stop.exact else " It makes new rollouts, and departs from the trajectory of an uninterrupted run."
+    trainer.accelerator.print(
+        f"Stopped at step {trainer.state.global_step}; saved in {get_last_checkpoint(trainer.args.output_dir)}. "
+        f"To go on from there, run the same command again.{exactly}"
+    )
+    sys.exit(128 + stop.received)
+
+
 if __name__ == "__main__":
-    main()
+    end_with_launcher()
+    say_mistakes(main)

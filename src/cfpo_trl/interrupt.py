@@ -1,7 +1,11 @@
 """What ends a run early without losing it: Ctrl-C and SIGTERM, and rollouts or rewards that failed."""
 
+import ctypes
+import os
 import random
 import signal
+import sys
+import time
 from typing import Any
 
 import numpy
@@ -10,15 +14,40 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+REPEATS = 5.0  # seconds in which a signal counts once: a launcher passes on what its processes got themselves
+SHUTDOWN_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # after so many torch's launcher kills what it has sent SIGTERM
+SHUTDOWN_DEFAULT = 30.0
+LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # Accelerate and torch set them
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+class AlreadyTrained(Exception):
+    """The checkpoint that training would go on from is the last one."""
+
+
+class StopAtTheEnd(TrainerCallback):
+    """Raises [`AlreadyTrained`] before the step that transformers would take beyond the last one."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise AlreadyTrained
+
 
 class SaveOnSignal(TrainerCallback):
-    """Saves and stops at the end of the step in which any process got SIGINT or SIGTERM; a second one ends at once.
+    """Saves and stops after SIGINT or SIGTERM to any process; one more, some seconds later, ends at once.
 
-    A context manager: it catches the signals within its `with` block alone. `received` is the signal's number, or 0.
+    It stops at the end of a batch of rollouts, from where a resumed run is exact, if that comes in half of the time
+    that the launcher gives, and else at the end of the step. A context manager: it catches the signals within its
+    `with` block alone. `received` is the signal's number, or 0; `exact` is whether a batch of rollouts had ended.
+
+    Args:
+        cycle: Optimizer steps that share a batch of rollouts.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
+    def __init__(self, cycle: int = 1) -> None:
+        self.cycle = cycle
+        self.received, self.at, self.exact = 0, 0.0, True
+        self.patience = float(os.environ.get(SHUTDOWN_SECONDS, SHUTDOWN_DEFAULT)) / 2
 
     def __enter__(self) -> "SaveOnSignal":
         numbers = (signal.SIGINT, signal.SIGTERM)
@@ -30,18 +59,41 @@ class SaveOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
-        print(f"\n{signal.Signals(number).name}: saving a checkpoint at the end of this step; again to stop at once.")
+        name, now = signal.Signals(number).name, time.monotonic()
+        if not self.received:
+            self.received, self.at = number, now
+            # Not print: the signal may have come within one.
+            os.write(
+                2, f"\n{name}: saving a checkpoint soon; again in {REPEATS:g} s or later to stop at once.\n".encode()
+            )
+        elif now - self.at > REPEATS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **kwargs: Any) -> None:
+        self.first = state.global_step  # where a batch of rollouts begins
+
+    def on_step_begin(self, *others: Any, **kwargs: Any) -> None:
+        self.began = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        noted = torch.tensor(self.received, device=PartialState().device)
-        if reduce(noted, "sum") > 0:  # the processes stop together
+        now = time.monotonic()
+        late = self.received and now + (now - self.began) > self.at + self.patience
+        noted = torch.tensor([self.received, late], dtype=torch.float, device=PartialState().device)
+        received, late = reduce(noted, "sum").tolist()
+        self.exact = (state.global_step - self.first) % self.cycle == 0
+        if received and (self.exact or late):  # the processes stop together
             self.received = self.received or int(signal.SIGTERM)
             control.should_save = control.should_training_stop = True
         return control
+
+
+def end_with_launcher() -> None:
+    """Has the kernel send SIGTERM when the launcher dies, so that this process saves and ends, too (on Linux)."""
+    if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class RandomStateAtStep(TrainerCallback):

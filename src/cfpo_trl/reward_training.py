@@ -3,22 +3,29 @@
 accelerate launch src/cfpo_trl/reward_training.py --config recipes/Qwen2.5-1.5B-Instruct/reward_model/config.yaml
 """
 
+import os
+import sys
+
+if __name__ == "__main__" and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+    sys.path[0] = os.getcwd()  # modules of the user come first; this folder's are cfpo_trl's alone
+
 import json
 import logging
-import os
 import statistics
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import HfApi
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, TrlParser
+from trl import DatasetMixtureConfig, ModelConfig, RewardConfig
 
 from cfpo_trl.data import DataArguments, load_splits, select_split
-from cfpo_trl.interrupt import SaveOnSignal
-from cfpo_trl.loading import checkpoint_to_resume, model_init_kwargs, trusts_remote_code
+from cfpo_trl.existing_run import ExistingRun, FinishedRun
+from cfpo_trl.interrupt import AlreadyTrained, SaveOnSignal, StopAtTheEnd, end_with_launcher
+from cfpo_trl.loading import check_model, hide_tied_heads, model_init_kwargs, trusts_remote_code
+from cfpo_trl.mistakes import checking, say_mistakes
+from cfpo_trl.recipe import RecipeParser
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,47 +40,73 @@ ARGUMENTS = (DataArguments, RewardConfig, ModelConfig, DatasetMixtureConfig)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains, saves, and measures on held-out pairs (on the training pairs where none are held out)."""
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-    data_args, training_args, model_args, mixture = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
+    """Trains, saves, and measures on held-out pairs (on the training pairs where none are held out).
 
-    # Data
-    splits = load_splits(data_args, mixture)
-    train_dataset = select_split(splits, data_args.dataset_train_split, "dataset_train_split")
-    check_pairs(train_dataset)
-    eval_dataset = splits.get(data_args.dataset_test_split)
-    if training_args.eval_strategy != "no":
-        eval_dataset = select_split(splits, data_args.dataset_test_split, "dataset_test_split")
-    if eval_dataset is not None:
-        check_pairs(eval_dataset)
+    Raises:
+        Mistake: options, data or model do not fit.
+        SystemExit: a signal ended the training; a checkpoint was saved.
+    """
+    with checking():
+        # Options
+        if not torch.accelerator.is_available():
+            os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+        parser = RecipeParser(ARGUMENTS)
+        data_args, training_args, model_args, mixture = parser.parse_args_and_config(arguments)
+        check_model(model_args.model_name_or_path)
+        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
+        for note in parser.notes:
+            logger.info(note)
+        run = ExistingRun(
+            training_args.output_dir, data_args.if_output_exists, training_args.resume_from_checkpoint, parser.given
+        )
+        try:
+            checkpoint = run.checkpoint()
+        except FinishedRun as finished:
+            print(finished)
+            return
+
+        # Data
+        splits = load_splits(data_args, mixture)
+        train_dataset = select_split(splits, data_args.dataset_train_split, "dataset_train_split")
+        check_pairs(train_dataset)
+        eval_dataset = splits.get(data_args.dataset_test_split)
+        if training_args.eval_strategy != "no":
+            eval_dataset = select_split(splits, data_args.dataset_test_split, "dataset_test_split")
+        if eval_dataset is not None:
+            check_pairs(eval_dataset)
+
+        # Trainer, which loads the model
+        from trl import RewardTrainer, get_peft_config, get_quantization_config
+
+        from cfpo_trl.rewards.model import RewardModel
+
+        trusting = trusts_remote_code(training_args, model_args)
+        training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
+        quantization = get_quantization_config(model_args)
+        model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new output, too
+        stop = SaveOnSignal()
+        trainer = RewardTrainer(
+            model=model_args.model_name_or_path,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset if training_args.eval_strategy != "no" else None,
+            callbacks=[stop, StopAtTheEnd()],
+            peft_config=get_peft_config(model_args),
+            **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
+        )
+        run.begin()
 
     # Train
-    from trl import RewardTrainer, get_peft_config, get_quantization_config
-
-    from cfpo_trl.rewards.model import RewardModel
-
-    trusting = trusts_remote_code(training_args, model_args)
-    training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
-    quantization = get_quantization_config(model_args)
-    model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new output, too
-    stop = SaveOnSignal()
-    trainer = RewardTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset if training_args.eval_strategy != "no" else None,
-        callbacks=[stop],
-        peft_config=get_peft_config(model_args),
-        **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
-    )
     output = Path(training_args.output_dir)
-    with stop:
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
+    metrics = {}
+    with stop, hide_tied_heads(trainer.model):
+        try:
+            metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        except AlreadyTrained:
+            logger.info("The checkpoint is the last one.")
     trainer.save_state()
-    if stop.received:
+    if stop.received and trainer.state.global_step < trainer.state.max_steps:
         trainer.accelerator.print("Stopped; to go on, run the same command again.")
         sys.exit(128 + stop.received)
 
@@ -97,6 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
             HfApi().upload_folder(
                 repo_id=trainer.hub_model_id, folder_path=output, ignore_patterns=[f"{PREFIX_CHECKPOINT_DIR}-*"]
             )
+    trainer.save_metrics("train", metrics)  # last: it marks the run as finished
 
 
 def check_pairs(dataset: "Dataset") -> None:
@@ -140,6 +174,11 @@ def calibrate(model: "RewardModel", pairs: "Dataset") -> dict[str, float]:
     kept = [
         rows for rows in zip(*sides, strict=True) if all(len(model.tokenize(*r)) <= model.max_length for r in rows)
     ]
+    if not kept:
+        raise ValueError(
+            f"All {len(prompts)} pairs to measure the reward model on are longer than its {model.max_length} tokens; "
+            "raise max_length."
+        )
     chosen, rejected = (model.score(*zip(*side, strict=True)) for side in zip(*kept, strict=True))
     scale = {"mean": statistics.fmean(chosen + rejected), "std": statistics.pstdev(chosen + rejected)}
     path = Path(model.name) / "config.json"
@@ -149,4 +188,5 @@ def calibrate(model: "RewardModel", pairs: "Dataset") -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    end_with_launcher()
+    say_mistakes(main)

@@ -1,5 +1,6 @@
 """CFPOTrainer: TRL's GRPOTrainer with the soft clip in place of the clip, and the metrics of the trust region."""
 
+import logging
 import math
 import textwrap
 from collections import defaultdict
@@ -10,13 +11,17 @@ import torch
 import trl
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 from .alignment import AlignmentTrainer, loss_mask
-from .config import CFPOConfig, check_config
+from .config import CFPOConfig, check_config, uses_rollouts_once
 from .objective import soft_clip
+from .signatures import like
 
 METRICS = ("cfpo/tv", "cfpo/penalty", "cfpo/outside", "cfpo/ratio_min", "cfpo/ratio_max")
+
+
+logger = logging.getLogger("cfpo_trl")
 
 
 class SoftClip:
@@ -113,14 +118,15 @@ class CFPOTrainer(AlignmentTrainer):
         "title": "Clipping-Free Policy Optimization for Large Language Models",
         "id": "2601.22801",
         "citation": textwrap.dedent("""\
-            @article{cagatan2026cfpo,
-                title        = {{Clipping-Free Policy Optimization for Large Language Models}},
-                author       = {{\\"O}mer Veysel {\\c{C}}a{\\u{g}}atan and Bar{\\i}{\\c{s}} Akg{\\"u}n and G{\\"o}zde G{\\"u}l {\\c{S}}ahin and Xuandong Zhao},
-                year         = 2026,
-                eprint       = {arXiv:2601.22801},
+            @article{cagatan2026clipping,
+                title   = {Clipping-Free Policy Optimization for Large Language Models},
+                author  = {{\\c{C}}a{\\u{g}}atan, {\\"O}mer Veysel and Akg{\\"u}n, Bar{\\i}{\\c{s}} and {\\c{S}}ahin, G{\\"o}zde G{\\"u}l and Zhao, Xuandong},
+                journal = {arXiv preprint arXiv:2601.22801},
+                year    = {2026},
             }"""),  # noqa: E501
     }
 
+    @like(GRPOTrainer.__init__)
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -135,6 +141,11 @@ class CFPOTrainer(AlignmentTrainer):
         check_config(args)
         self._trust_region: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model, reward_funcs, args, *positional, **keywords)
+        if uses_rollouts_once(self.args) and self.accelerator.is_main_process:
+            logger.warning(
+                "Every batch of rollouts is used for one update: all ratios are 1, and CFPO is GRPO. They differ with "
+                "num_iterations above 1, or with steps_per_generation above gradient_accumulation_steps."
+            )
 
     def soft_clip(self, ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
         """What takes the clip's place: [`~cfpo_trl.soft_clip`]. A subclass may exchange it, with c·A ≤ r·A."""

@@ -180,14 +180,16 @@ def check_same_answers(folder: Path, reference: Path) -> None:
             assert one[key] == other[key]
 
 
-def test_new_weights_under_the_same_path_are_read(tmp_path):
+def test_new_weights_under_the_same_path_are_read_and_nothing_is_written_there(tmp_path):
     model = shutil.copytree(DEMO / "start", tmp_path / "model")
+    before = sorted(model.rglob("*"))
     scores = []
     for weights in ("start", "cfpo"):
         shutil.copy(DEMO / weights / "model.safetensors", model)
         summary = words(model, tmp_path / weights, "--samples", "4", "--temperature", "1.0", "--limit", "100")
         scores.append(summary["tasks"][0]["score"])
     assert scores[1] > scores[0] + 0.2
+    assert sorted(model.rglob("*")) == before
 
 
 def test_compare(sampled, greedy, capsys):

@@ -1,6 +1,7 @@
 """lighteval's pipeline over the tasks: what each question was answered, and how that scored."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from lighteval.logging.evaluation_tracker import EvaluationTracker
@@ -32,48 +33,20 @@ def run(
         Per task its questions, and the first prompt as the model saw it; None on all processes but the main one.
     """
     set_seed(options.seed)
-    common = {
-        "generation_parameters": GenerationParameters(
-            temperature=options.temperature, top_p=options.top_p, seed=options.seed
-        ),
-        "system_prompt": options.system_prompt,
-        "cache_dir": str(scratch / "cache"),
-    }
+    if Path(model).is_dir():  # by a name without a root: lighteval would put its cache into the folder of the model
+        (scratch / "checkpoint").symlink_to(Path(model).absolute())
+        model = "checkpoint"
+    with contextlib.chdir(scratch):
+        return answer(options, model, url, tasks)
+
+
+def answer(
+    options: argparse.Namespace, model: str, url: str | None, tasks: Tasks
+) -> tuple[dict[str, list[dict]], dict[str, str]] | None:
+    """As [`run`], below the working directory."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    if url:
-        asked = {"model": ServerModel(ServerConfig(model_name="model", url=url, tokenizer=model, **common))}
-    else:
-        asked = {
-            "model_config": TransformersModelConfig(
-                model_name=model,
-                batch_size=options.batch_size,
-                model_parallel=options.num_gpus > 1 and options.parallel == "tensor",
-                add_special_tokens=tokenizer.chat_template is None,  # a template writes its own
-                **common,
-            )
-        }
-    tracker = EvaluationTracker(output_dir=str(scratch / "lighteval"), save_details=False)
-    parameters = PipelineParameters(
-        launcher_type=ParallelismManager.NONE if url else ParallelismManager.ACCELERATE,
-        custom_tasks_directory=tasks.module,
-        max_samples=options.limit,
-    )
-    try:
-        pipeline = Pipeline(
-            tasks=",".join(f"{name}|0" for name in tasks.registered.values()),
-            pipeline_parameters=parameters,
-            evaluation_tracker=tracker,
-            **asked,
-        )
-    except (ConnectionError, FileNotFoundError) as error:
-        raise EvaluationError(
-            f"A dataset of TASK={options.task!r} is not on this machine, and no hub gave it: {error}"
-        ) from error
-    except ValueError as error:
-        if "has no documents" not in str(error):
-            raise
-        refused = "; ".join(f"{name}: {next(iter(why.values()))}" for name, why in tasks.refused.items() if why)
-        raise EvaluationError(f"No question is left; the answer of none is surely understood, as {refused}") from error
+    tracker = EvaluationTracker(output_dir="lighteval", save_details=False)
+    pipeline = build_pipeline(options, model, url, tasks, tokenizer, tracker)
     check_prompts(pipeline, {task: name for name, task in tasks.registered.items()}, tokenizer)
     if not url:  # lighteval leaves these to the checkpoint: its penalties, its truncations, and whether it samples
         pipeline.model.generation_config_dict |= {"do_sample": options.temperature > 0, "top_k": 0}
@@ -96,6 +69,61 @@ def run(
                 f"{name}: a question got another number of completions than SAMPLES={options.samples}."
             )
     return questions, {name: render(details[f"{task}|0"][0].doc) for name, task in tasks.registered.items()}
+
+
+def build_pipeline(
+    options: argparse.Namespace,
+    model: str,
+    url: str | None,
+    tasks: Tasks,
+    tokenizer: PreTrainedTokenizerBase,
+    tracker: EvaluationTracker,
+) -> Pipeline:
+    """lighteval's, with the model loaded.
+
+    Raises:
+        EvaluationError: a dataset is not on this machine, or none of its answers is surely understood.
+    """
+    common = {
+        "generation_parameters": GenerationParameters(
+            temperature=options.temperature, top_p=options.top_p, seed=options.seed
+        ),
+        "system_prompt": options.system_prompt,
+        "cache_dir": "cache",
+    }
+    if url:
+        asked = {"model": ServerModel(ServerConfig(model_name="model", url=url, tokenizer=model, **common))}
+    else:
+        asked = {
+            "model_config": TransformersModelConfig(
+                model_name=model,
+                batch_size=options.batch_size,
+                model_parallel=options.num_gpus > 1 and options.parallel == "tensor",
+                add_special_tokens=tokenizer.chat_template is None,  # a template writes its own
+                **common,
+            )
+        }
+    parameters = PipelineParameters(
+        launcher_type=ParallelismManager.NONE if url else ParallelismManager.ACCELERATE,
+        custom_tasks_directory=tasks.module,
+        max_samples=options.limit,
+    )
+    try:
+        return Pipeline(
+            tasks=",".join(f"{name}|0" for name in tasks.registered.values()),
+            pipeline_parameters=parameters,
+            evaluation_tracker=tracker,
+            **asked,
+        )
+    except (ConnectionError, FileNotFoundError) as error:
+        raise EvaluationError(
+            f"A dataset of TASK={options.task!r} is not on this machine, and no hub gave it: {error}"
+        ) from error
+    except ValueError as error:
+        if "has no documents" not in str(error):
+            raise
+        refused = "; ".join(f"{name}: {next(iter(why.values()))}" for name, why in tasks.refused.items() if why)
+        raise EvaluationError(f"No question is left; the answer of none is surely understood, as {refused}") from error
 
 
 def check_prompts(pipeline: Pipeline, names: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> None:

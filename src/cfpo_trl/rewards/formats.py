@@ -8,7 +8,7 @@ from .texts import text_of
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 FORM = re.compile(r"\s*<think>.*</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
-STEP = re.compile(r"Step \d+:|^\s*\d+[.)]\s|^\s*[-*]\s|\b(?:First|Second|Third|Next|Finally),", re.MULTILINE)
+STEP = re.compile(r"Step \d+:|^[ \t]*\d+[.)]\s|^[ \t]*[-*]\s|\b(?:First|Second|Third|Next|Finally),", re.MULTILINE)
 STEPS_WANTED = 3
 
 Reward = Callable[..., list[float]]

@@ -1,10 +1,14 @@
 """Rewards by name, dotted import path, model or URL; each is imported and built when a recipe names it."""
 
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from ..suggestions import nearest
+from .custom import CustomReward, check_signature
 
 # An attribute that starts with get_ is a factory: it takes a recipe's parameters and returns the reward.
 REWARDS = {
@@ -35,12 +39,15 @@ def check_rewards(names: list[str], parameters: dict[str, dict[str, Any]]) -> No
         raise ValueError(f"reward_funcs is empty: {CHOICES}.")
     for name in names:
         if not (name in REWARDS or "/" in name or "." in name):
-            raise ValueError(f"reward_funcs has {name!r}, which is no reward: {CHOICES}.")
+            raise ValueError(f"reward_funcs has {name!r}, which is no reward{nearest(name, REWARDS)}: {CHOICES}.")
         if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"reward_funcs has {name!r}, a folder without a model's config.json.")
     for name in parameters:
         if name not in names:
-            raise ValueError(f"reward_parameters has {name!r}, which reward_funcs does not: {', '.join(names)}.")
+            raise ValueError(
+                f"reward_parameters has {name!r}{nearest(name, names)}, which reward_funcs does not: "
+                f"{', '.join(names)}."
+            )
 
 
 def load_reward(name: str, parameters: dict[str, Any] | None = None) -> Callable[..., list[float | None]]:
@@ -57,9 +64,14 @@ def load_reward(name: str, parameters: dict[str, Any] | None = None) -> Callable
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own module beside the recipe
     try:
-        reward = getattr(importlib.import_module(module_name), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
         raise ValueError(f"reward_funcs has {name!r}, which cannot be imported: {error}.") from error
+    if not hasattr(module, attribute):
+        raise ValueError(
+            f"reward_funcs has {name!r}, and {module_name} has no {attribute!r}{nearest(attribute, vars(module))}."
+        )
+    reward = getattr(module, attribute)
     if not (given or attribute.startswith("get_")):
         if parameters:
             raise ValueError(f"reward_parameters gives {name} {sorted(parameters)}, and it takes none.")
@@ -70,9 +82,22 @@ def load_reward(name: str, parameters: dict[str, Any] | None = None) -> Callable
         raise ValueError(f"reward_parameters of {name}: {error}.") from error
 
 
-def load_rewards(names: list[str], parameters: dict[str, dict[str, Any]]) -> list[Callable[..., list[float | None]]]:
-    """All of them, see [`load_reward`]. Raises a `ValueError` where two would have one name in the log."""
-    rewards = [load_reward(name, parameters.get(name)) for name in names]
+def load_rewards(
+    names: list[str], parameters: dict[str, dict[str, Any]], columns: Sequence[str]
+) -> list[Callable[..., list[float | None]]]:
+    """All of them, see [`load_reward`]; those of the user are checked, see [`~cfpo_trl.rewards.custom`].
+
+    Raises:
+        ValueError: two would have one name in the log, or one cannot be called with the dataset's columns.
+    """
+    rewards = []
+    for name in names:
+        reward = load_reward(name, parameters.get(name))
+        if is_custom(name):
+            check_signature(name, reward, columns)
+            if not inspect.iscoroutinefunction(reward):  # TRL awaits those itself
+                reward = CustomReward(name, reward)
+        rewards.append(reward)
     logged = [reward.__name__ for reward in rewards]
     for name, called in zip(names, logged, strict=True):
         if logged.count(called) > 1:
@@ -81,3 +106,8 @@ def load_rewards(names: list[str], parameters: dict[str, dict[str, Any]]) -> lis
                 "one; rename a function or a model's folder."
             )
     return rewards
+
+
+def is_custom(name: str) -> bool:
+    """Whether the name is a dotted path of the user's own."""
+    return name not in REWARDS and "/" not in name and not name.startswith("cfpo_trl.")

@@ -1,6 +1,5 @@
 """Rewards from a server: completions go out by HTTP in batches, and a number for each comes back."""
 
-import socket
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,8 +47,8 @@ class RewardServer:
         try:
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
             self.__name__ = f"{parts.hostname}:{port}{parts.path.rstrip('/')}"  # TRL's name for it in the log
-            socket.create_connection((parts.hostname, port), timeout=timeout).close()
-        except (OSError, KeyError) as error:
+            requests.get(url, timeout=timeout)  # whatever it answers; by the proxies that the session takes, too
+        except (requests.RequestException, KeyError) as error:
             raise ValueError(f"reward_funcs has {url!r}, where no server listens: {error!r}; {START}.") from error
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
