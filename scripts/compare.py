@@ -31,6 +31,8 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
+from cfpo_trl.recipe import with_numbers
+
 REQUIRED = {"output", "recipe", "rollout_batches", "evaluations", "parts"}
 STUDY_KEYS = REQUIRED | {"prepare", "keep_models", "follow"}
 NOT_FINITE = ("probability tensor contains", "device-side assert")  # what sampling from NaN raises on CPUs and GPUs
@@ -68,7 +70,7 @@ class Run:
 
 def load_study(path: str | Path) -> dict[str, Any]:
     """The study in a YAML file. Raises a `ValueError` that names an unknown or missing key and the choices."""
-    study = yaml.safe_load(Path(path).read_text())
+    study = with_numbers(yaml.safe_load(Path(path).read_text()))
     if unknown := study.keys() - STUDY_KEYS:
         raise ValueError(
             f"{path} has {', '.join(sorted(unknown))}; a study's keys are {', '.join(sorted(STUDY_KEYS))}."
@@ -78,6 +80,12 @@ def load_study(path: str | Path) -> dict[str, Any]:
     for name, part in study["parts"].items():
         if part.keys() != {"question", "grid"} or not {"objective", "seed"} <= part["grid"].keys():
             raise ValueError(f"part {name} of {path} needs a question, and a grid with at least objective and seed.")
+        others = sorted(set(as_list(part["grid"]["objective"])) - {"cfpo"})
+        if "penalty_slope" in part["grid"] and others:
+            raise ValueError(
+                f"part {name} of {path} varies penalty_slope, which changes nothing in {', '.join(others)}; compare "
+                "the objectives cfpo, bounded-1, bounded-1.25, ... or give penalty_slope a part of objective cfpo."
+            )
     return study
 
 
@@ -87,15 +95,14 @@ def expand(study: dict[str, Any]) -> list[Run]:
     Every run gets `rollout_batches` batches of rollouts, whatever it makes of them, and as many evaluations.
     """
     base = study["recipe"]
-    base = yaml.safe_load(Path(base).read_text()) if isinstance(base, str) else base
+    base = with_numbers(yaml.safe_load(Path(base).read_text())) if isinstance(base, str) else base
     runs: dict[str, Run] = {}
     for name, part in study["parts"].items():
-        choices = [value if isinstance(value, list) else [value] for value in part["grid"].values()]
+        choices = [as_list(value) for value in part["grid"].values()]
         cells = [dict(zip(part["grid"], values, strict=True)) for values in itertools.product(*choices)]
         for cell in sorted(cells, key=lambda cell: cell["seed"]):
             recipe = SHARED | base | cell
-            cycle = recipe["num_iterations"] * recipe["steps_per_generation"]
-            cycle //= recipe.get("gradient_accumulation_steps", 1)
+            cycle = steps_per_rollout(recipe, name)
             recipe |= {
                 "max_steps": study["rollout_batches"] * cycle,
                 "eval_steps": study["rollout_batches"] * cycle // study["evaluations"],
@@ -105,6 +112,22 @@ def expand(study: dict[str, Any]) -> list[Run]:
             folder = Path(study["output"]) / "runs" / digest
             runs.setdefault(digest, Run(cell, recipe, folder, [])).parts.append(name)
     return list(runs.values())
+
+
+def as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def steps_per_rollout(recipe: dict[str, Any], part: str) -> int:
+    """Optimizer steps that share a batch of rollouts. Raises a `ValueError` where they are no whole number."""
+    batches = recipe["num_iterations"] * recipe["steps_per_generation"]
+    accumulated = recipe.get("gradient_accumulation_steps", 1)
+    if batches % accumulated:
+        raise ValueError(
+            f"part {part}: gradient_accumulation_steps={accumulated} does not divide the {batches} batches that share "
+            "their rollouts (num_iterations × steps_per_generation); make steps_per_generation a multiple of it."
+        )
+    return batches // accumulated
 
 
 class Worker:
@@ -168,7 +191,10 @@ def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
     trainers = []
 
     def build_trainer(**arguments: Any) -> CFPOTrainer:
-        trainer_class = type("ComparedTrainer", (CFPOTrainer,), {"soft_clip": staticmethod(build(cell["objective"]))})
+        trainer_class = CFPOTrainer  # with its own penalty_slope
+        if cell["objective"] != "cfpo":
+            operator = staticmethod(build(cell["objective"]))
+            trainer_class = type("ComparedTrainer", (CFPOTrainer,), {"soft_clip": operator})
         trainers.append(trainer_class(**arguments))
         return trainers[0]
 
@@ -180,7 +206,8 @@ def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
         failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         if not any(sign in failure for sign in NOT_FINITE):
             return failure
-    write_result(folder, cell, trainers[0].state.log_history, time.perf_counter() - start, failure)
+    state = json.loads((folder / "trainer_state.json").read_text()) if not trainers else vars(trainers[0].state)
+    write_result(folder, cell, state["log_history"], time.perf_counter() - start, failure)
     if not keep_model:
         for weights in folder.glob("*model*.safetensors"):
             weights.unlink()
@@ -260,7 +287,9 @@ def table(runs: list[Run]) -> pd.DataFrame:
     Training's metrics stand beside those of the evaluation (`eval_…`) at the same step; what a run did not log is NaN.
     """
     rows = []
-    options = list(dict.fromkeys(option for run in runs for option in run.cell))
+    options = {option: [run.recipe.get(option) for run in runs] for run in runs for option in run.cell}
+    # What the report cannot sort as it is becomes text: lists, mappings, and what some runs leave to its default.
+    texts = {name for name, values in options.items() if any(v is None or isinstance(v, list | dict) for v in values)}
     for run in runs:
         if not run.result.exists():
             continue
@@ -271,16 +300,12 @@ def table(runs: list[Run]) -> pd.DataFrame:
             if "train_runtime" not in entry:
                 steps[entry["step"]] = entry | steps.get(entry["step"], {})  # a resumed run evaluates once more
         facts = {"run": run.folder.name, "parts": " ".join(run.parts)}
-        facts |= {option: plain(run.recipe.get(option)) for option in options}
+        chosen = {option: run.recipe.get(option) for option in options}
+        facts |= {option: str(value) if option in texts else value for option, value in chosen.items()}
         facts |= {key: result[key] for key in ("commit", "seconds", "failure")}
         for step, metrics in sorted(steps.items()):
             rows.append(facts | metrics | facts | {"step": step, "rollout_batches": step / cycle})  # facts prevail
     return pd.DataFrame(rows)
-
-
-def plain(value: Any) -> Any:
-    """An option as the report groups by it: a list becomes text."""
-    return str(value) if isinstance(value, list) else value
 
 
 def main() -> None:

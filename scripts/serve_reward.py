@@ -20,6 +20,9 @@ def handler(model: RewardModel) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # keeps the client's connection
 
+        def do_GET(self) -> None:  # whether it is there
+            self.answer(200, {"post": {"prompts": ["..."], "completions": ["..."]}, "answer": {"rewards": [0.0]}})
+
         def do_POST(self) -> None:
             try:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -90,6 +90,14 @@ def test_parts_share_runs():
         ({"grids": {}}, "has grids; a study's keys are evaluations, follow, keep_models, output"),
         ({"recipe": None}, "lacks recipe"),
         ({"parts": {"one": {"question": "?", "grid": {"seed": 0}}}}, "part one of .* at least objective and seed"),
+        (
+            {
+                "parts": {
+                    "one": {"question": "?", "grid": {"objective": ["cfpo", "grpo"], "seed": 0, "penalty_slope": 1}}
+                }
+            },
+            "varies penalty_slope, which changes nothing in grpo; compare the objectives cfpo, bounded-1",
+        ),
     ],
 )
 def test_wrong_study_is_refused(tmp_path, change, message):
@@ -97,6 +105,30 @@ def test_wrong_study_is_refused(tmp_path, change, message):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=message):
         load_study(tmp_path / "study.yaml")
+
+
+def test_numbers_that_yaml_reads_as_texts_are_numbers(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("learning_rate: 3e-6\nnum_iterations: 2\n")
+    (tmp_path / "study.yaml").write_text(
+        f"output: out\nrecipe: {tmp_path}/recipe.yaml\nrollout_batches: 4\nevaluations: 2\nparts:\n"
+        "  one: {question: '?', grid: {objective: [grpo, cfpo], learning_rate: [1e-6, 1.0e-5], seed: 0}}\n"
+    )
+    runs = expand(load_study(tmp_path / "study.yaml"))
+    assert sorted({run.recipe["learning_rate"] for run in runs}) == [1e-6, 1e-5]
+
+
+@pytest.mark.parametrize(("accumulated", "fails"), [(1, False), (2, False), (4, False), (3, True), (8, True)])
+def test_accumulation_must_fit_into_the_batches_that_share_rollouts(accumulated, fails):
+    grid = {"objective": "cfpo", "seed": 0, "num_iterations": 2, "steps_per_generation": 2}
+    one = study(parts={"one": {"question": "?", "grid": grid | {"gradient_accumulation_steps": accumulated}}})
+    if fails:
+        with pytest.raises(
+            ValueError, match=f"gradient_accumulation_steps={accumulated} does not divide the 4 batches"
+        ):
+            expand(one)
+    else:
+        (run,) = expand(one)
+        assert run.recipe["max_steps"] == 12 * 4 // accumulated
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -181,13 +213,29 @@ def test_what_is_followed_has_no_value_for_failed_runs_and_may_be_missing(tmp_pa
     assert "No evaluation logged lenght, which the study follows." in report(tmp_path).read_text()
 
 
-def test_a_list_is_an_option_like_any_other(tmp_path):
-    grid = {"objective": ["grpo"], "seed": [0], "reward_clip_range": [[-1, 1], [-3, 3]]}
-    runs = expand(study(output=str(tmp_path), parts={"one": {"question": "?", "grid": grid}}))
+@pytest.mark.parametrize(
+    ("option", "values", "labels"),
+    [
+        ("reward_clip_range", [[-1, 1], [-3, 3]], ["[-1, 1]", "[-3, 3]"]),
+        ("generation_kwargs", [{"top_k": 1}, {"top_k": 2}], ["{'top_k': 1}", "{'top_k': 2}"]),
+        ("penalty_slope", [None, 1.0], ["1.0", "None"]),
+    ],
+)
+def test_a_list_a_mapping_and_nothing_are_options_like_any_other(tmp_path, option, values, labels):
+    grid = {"objective": ["cfpo"], "seed": [0], option: values}
+    parts = {"one": {"question": "?", "grid": grid}}
+    runs = expand(study(output=str(tmp_path), parts=parts))
+    history = [{"step": step, "eval_reward": 0.5, "entropy": 1.0, "num_tokens": step} for step in (0, 4, 8)]
     for run in runs:
         run.folder.mkdir(parents=True)
-        run.result.write_text(json.dumps({"commit": "a", "seconds": 1.0, "failure": None, "history": []}))
-    assert sorted(table_of(runs)["reward_clip_range"].unique()) == ["[-1, 1]", "[-3, 3]"]
+        run.result.write_text(json.dumps({"commit": "a", "seconds": 1.0, "failure": None, "history": history}))
+    table = table_of(runs)
+    assert sorted(table[option].unique()) == labels
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"parts": parts}))
+    table.to_parquet(tmp_path / "table.parquet")
+    text = report(tmp_path).read_text()
+    assert "nan" not in text
+    assert all(f"| {label} |" in text for label in labels)
 
 
 def test_reached():
@@ -304,6 +352,16 @@ def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
     assert len(pd.read_csv(output / "runs.csv")) == 16
     recipe = yaml.safe_load(next(output.glob("runs/*/recipe.yaml")).read_text())
     assert json.loads(next(output.glob("runs/*/result.json")).read_text())["cell"].items() <= recipe.items()
+
+
+@pytest.mark.slow
+def test_penalty_slope_changes_the_runs_that_it_names(tmp_path):
+    grid = {"objective": "cfpo", "penalty_slope": [None, 1.0], "num_iterations": 4, "learning_rate": 3e-3, "seed": 0}
+    changes = {"rollout_batches": 3, "evaluations": 1}
+    command = write_study(tmp_path / "study.yaml", tmp_path / "out", grid, **changes)
+    subprocess.run(command, cwd=ROOT, check=True)
+    penalties = pd.read_parquet(tmp_path / "out" / "table.parquet").groupby("penalty_slope")["cfpo/penalty"].max()
+    assert penalties["1.0"] != penalties["None"]
 
 
 @pytest.mark.slow

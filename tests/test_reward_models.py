@@ -247,6 +247,24 @@ def test_pairs_that_training_leaves_out_do_not_count(preferences, capsys):
     assert f"accuracy: {accuracy:.3f}" in capsys.readouterr().out
 
 
+def test_nothing_to_measure_on_is_said(preferences):
+    long = {"prompt": "a" * 20, "chosen": "b", "rejected": "c"}
+    (preferences / "test.jsonl").write_text(json.dumps(long) + "\n")
+    with pytest.raises(ValueError, match="All 1 pairs to measure the reward model on are longer than its 15 tokens"):
+        train_reward_model(preferences, "out", "--max_steps", "2", "--save_strategy", "no", "--max_length", "15")
+
+
+def test_a_finished_reward_training_stays_and_another_is_refused(preferences, capsys):
+    options = ["--max_steps", "2", "--save_strategy", "no"]
+    output = train_reward_model(preferences, "out", *options)
+    before = (output / "model.safetensors").stat().st_mtime_ns
+    train_reward_model(preferences, "out", *options)
+    assert "holds a finished run of 2 steps with this recipe" in capsys.readouterr().out
+    assert (output / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"another recipe \(max_steps: 2 -> 3\)"):
+        train_reward_model(preferences, "out", "--save_strategy", "no", "--max_steps", "3")
+
+
 def test_a_resumed_reward_training_equals_an_uninterrupted_one(preferences, caplog):
     whole = train_reward_model(preferences, "whole", "--max_steps", "6", "--save_steps", "3")
     half = preferences.parent / "half"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import serve_reward
 from cfpo_trl import grpo
 from cfpo_trl.rewards import load_reward
 from cfpo_trl.rewards.model import RewardModel
@@ -112,6 +113,15 @@ def test_nothing_listens(server):
         load_reward("ftp://127.0.0.1/score")
 
 
+def test_the_first_look_at_a_server_goes_by_the_proxies_too(server, monkeypatch):
+    """The only way to some servers: the proxy of this test answers for a host that does not exist."""
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    reward = load_reward("http://rewards.invalid/score")
+    assert reward(PROMPTS, COMPLETIONS) == [5 / 6, 0, 1 / 6, 0]
+
+
 def test_two_rewards_of_one_name_are_refused(server):
     with pytest.raises(ValueError, match="reward_funcs has .* and another that is called '127.0.0.1:.*/score' in the"):
         load_rewards([server.url, server.url + "/"], {}, [])
@@ -149,6 +159,21 @@ def test_the_reference_server_gives_the_models_scores(tmp_path):
                 reward([conversation], [conversation])
         finally:
             run.kill()
+
+
+def test_the_reference_server_says_what_failed_in_it():
+    class Full:
+        def score(self, prompts, completions):
+            raise torch.OutOfMemoryError("7 GiB are too many")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), serve_reward.handler(Full()))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    reward = load_reward(f"http://127.0.0.1:{server.server_port}", {"retries": 0})
+    for _ in range(2):  # it goes on
+        with pytest.raises(RewardError, match="status 500, no .*OutOfMemoryError: 7 GiB are too many"):
+            reward(PROMPTS, COMPLETIONS)
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture

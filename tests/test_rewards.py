@@ -1,6 +1,7 @@
 """Gold tables for the rewards of form, the registry, and properties of both."""
 
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,13 @@ def test_code_format(text, right):
 )
 def test_reasoning_steps(text, score):
     assert reasoning_steps_reward([text]) == [pytest.approx(score)]
+
+
+@pytest.mark.parametrize("text", ["\n" * 200_000, " " * 200_000, "1" * 200_000, "\t\n" * 100_000])
+def test_reasoning_steps_takes_time_in_proportion(text):
+    start = time.process_time()
+    assert reasoning_steps_reward([text]) == [0]
+    assert time.process_time() - start < 2.0  # a quadratic search takes minutes
 
 
 def test_exact_match():
