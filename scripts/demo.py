@@ -6,6 +6,7 @@ python scripts/demo.py     (or `make demo`)
 import argparse
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -121,6 +122,7 @@ def main() -> None:
         return
 
     start = time.perf_counter()
+    shutil.rmtree(RUN / "cfpo", ignore_errors=True)  # a finished run would stay as it is
     held_out = prepare()
     print(f"2/3  CFPO: accelerate launch src/cfpo_trl/grpo.py --config {RECIPE}", flush=True)
     grpo.main(["--config", RECIPE])

@@ -243,11 +243,12 @@ from accelerate import PartialState
 from cfpo_trl.data import unparseable_golds
 from cfpo_trl.together import decided_by_main
 rank = PartialState(cpu=True).process_index
-print(rank, decided_by_main(lambda: os.getpid()), unparseable_golds(["$x$", r"$\\det A$"]), flush=True)
+decided = decided_by_main(lambda: os.getpid()), unparseable_golds(["$x$", r"$\\det A$"])
+os.write(1, f"{rank} {decided}\\n".encode())  # at one go: two processes write
 try:
     decided_by_main(lambda: 1 / 0)
 except ZeroDivisionError:
-    print(rank, "failed", flush=True)
+    os.write(1, f"{rank} failed\\n".encode())
 """
 
 
@@ -263,7 +264,7 @@ def test_processes_decide_together(tmp_path):
     assert [line for line in lines if "failed" in line] == ["0 failed", "1 failed"]
     first, second = (line.split(" ", 1)[1] for line in lines if "failed" not in line)
     assert first == second
-    assert first.endswith(r"{'$\\det A$'}")
+    assert first.endswith(r"{'$\\det A$'})")
 
 
 def test_auto_form_follows_the_tokenizer(chat_tokenizer):

@@ -58,6 +58,7 @@ def test_a_resumed_zero3_run_equals_an_uninterrupted_one(served, tmp_path):
     until((killed / "checkpoint-4" / "trainer_state.json").exists, 120, process)
     kill(process)
     shutil.rmtree(killed / "checkpoint-8", ignore_errors=True)
+    (killed / "train_results.json").unlink(missing_ok=True)
     assert "Going on from" in train(served, *options, engine="zero3").stderr
 
     logs = steps(killed), steps(whole)
@@ -169,6 +170,6 @@ def test_slow_to_start_then_killed_then_back(recipe, tmp_path):
     print(f"stopped {time.monotonic() - start:.0f} s after the server's death, at step {step}")
 
     with serving(path, tmp_path / "server.log"):
-        train(path, "--max_steps", str(step + 2), engine="ddp")
+        train(path, "--max_steps", str(step + 2), "--if_output_exists", "continue", engine="ddp")
     assert [entry["step"] for entry in steps(output)][-1] == step + 2
     assert generations(output)[-1][DIFFERENCE] < 1e-4
