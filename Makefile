@@ -33,13 +33,9 @@ $(SCALE_INSTALLED): setup.py constraints.txt
 	$(SCALE)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
 
-# lighteval pins what the trainer needs newer, and would download this file at import.
-$(EVALUATE_INSTALLED): setup.py constraints-evaluate.txt
-	$(PYTHON) -m venv $(EVALUATE)
-	$(EVALUATE)/bin/pip install --quiet "$$(grep ^torch== constraints-evaluate.txt)"
-	$(EVALUATE)/bin/pip install --quiet --constraint constraints-evaluate.txt lighteval transformers peft pytest requests
-	$(EVALUATE)/bin/pip install --quiet --no-deps --editable .
-	for tasks in $(EVALUATE)/lib/python*/site-packages/lighteval/tasks/tasks; do touch $$tasks/tinyBenchmarks.pkl; done
+# lighteval pins what the trainer needs newer.
+$(EVALUATE_INSTALLED): src/cfpo_trl/evaluation/constraints.txt
+	$(PYTHON) src/cfpo_trl/evaluation/environment.py
 	touch $@
 
 # verl and OpenRLHF require packages that need CUDA, and other versions than TRL's tests: what their imports need.
@@ -55,7 +51,7 @@ $(ENGINES_INSTALLED): setup.py constraints-engines.txt
 install: $(INSTALLED) ## Make .venv with the tested versions
 
 demo: $(INSTALLED) ## Train a tiny model with CFPO on this machine's CPU: 3 minutes, a table and a plot
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python scripts/demo/demo.py
 
 test: $(INSTALLED) quality ## Run all tests, the slow ones too, of test-scale, test-evaluate and test-engines too
 	$(BIN)/python -m pytest
@@ -73,7 +69,8 @@ test-scale: $(SCALE_INSTALLED) ## Run the tests with several processes, DeepSpee
 	$(SCALE)/bin/python -m pytest tests/scale
 
 test-evaluate: $(INSTALLED) $(EVALUATE_INSTALLED) $(SCALE_INSTALLED) $(DEMO) ## Run the tests of make evaluate, on the demo's checkpoints
-	$(EVALUATE)/bin/python -m pytest --confcutdir tests/evaluate tests/evaluate
+	$(EVALUATE)/bin/pip install --quiet --constraint src/cfpo_trl/evaluation/constraints.txt pytest
+	PYTHONPATH=$(CURDIR)/src $(EVALUATE)/bin/python -m pytest --confcutdir tests/evaluate tests/evaluate
 
 test-engines: $(ENGINES_INSTALLED) ## Run the tests of the objective in verl and OpenRLHF, with their real losses and Ray
 	$(ENGINES)/bin/python -m pytest --confcutdir tests/engines tests/engines
@@ -88,23 +85,23 @@ literal = $(eval override export $(1) := $$(value $(1)))
 $(foreach variable,$(EVALUATION),$(if $(value $(variable)),$(call literal,$(variable))))
 evaluate: $(EVALUATE_INSTALLED) ## Score MODEL on TASK with lighteval; the README lists the other variables
 	@test -n "$$MODEL" -a -n "$$TASK" || { echo "usage: make evaluate MODEL=... TASK=..." >&2; exit 2; }
-	@$(EVALUATE)/bin/python -m cfpo_trl.evaluation --environment
+	@$(PYTHON) src/cfpo_trl/evaluation/environment.py cfpo_trl.evaluation --environment
 
 compare: $(EVALUATE_INSTALLED) ## B against A on the same questions, both folders that make evaluate wrote
-	@$(EVALUATE)/bin/python -m cfpo_trl.evaluation.compare "$(A)" "$(B)"
+	@$(PYTHON) src/cfpo_trl/evaluation/environment.py cfpo_trl.evaluation.compare "$(A)" "$(B)"
 
 STUDY ?= scripts/studies/quick.yaml
 compare-objectives: $(INSTALLED) ## Train CFPO and GRPO side by side, as STUDY says, and report: 4 minutes, tables and plots
-	$(BIN)/python scripts/compare.py $(STUDY)
+	$(BIN)/cfpo study $(STUDY)
 
 bandit: $(INSTALLED) ## What the objectives do when rollouts are reused, with exact gradients: a minute, a table and a plot
-	$(BIN)/python scripts/bandit.py
+	$(BIN)/python scripts/studies/bandit.py
 
 benchmark: $(INSTALLED) ## CFPO against GRPO: step time and peak memory, and the soft clip against the clamp
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmarks/benchmark.py
 
 benchmark-rewards: $(INSTALLED) ## The accuracy reward against TRL's: wall-clock on 1,024 long completions
-	$(BIN)/python scripts/benchmark_rewards.py
+	$(BIN)/python scripts/benchmarks/benchmark_rewards.py
 
 style: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix $(CHECKED)

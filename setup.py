@@ -8,7 +8,7 @@ EXTRAS = {
     "peft": ["peft>=0.18"],
     "vllm": ["vllm>=0.17,<0.32"],  # what TRL 1.16 accepts
     "deepspeed": ["deepspeed>=0.18"],
-    "plots": ["matplotlib>=3.9"],
+    "plots": ["matplotlib>=3.9", "pandas>=2.2"],
     "tasks": ["reasoning-gym>=0.1.25"],
 }
 EXTRAS["dev"] = [
@@ -41,7 +41,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"cfpo_trl": ["py.typed"]},
+    package_data={"cfpo_trl": ["py.typed", "evaluation/constraints.txt", "recipes/**/*.yaml"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.0,<6",
@@ -54,7 +54,10 @@ setup(
         "safetensors>=0.5",
     ],
     extras_require=EXTRAS,
-    entry_points={"verl.plugins": ["cfpo = cfpo_trl.integrations.verl"]},  # verl loads it in each of its processes
+    entry_points={
+        "console_scripts": ["cfpo = cfpo_trl.cli:main"],
+        "verl.plugins": ["cfpo = cfpo_trl.integrations.verl"],  # verl loads it in each of its processes
+    },
     keywords=["reinforcement learning", "language models", "GRPO", "PPO", "CFPO", "TRL", "RLHF"],
     classifiers=[
         "Intended Audience :: Science/Research",

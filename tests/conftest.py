@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from cfpo_trl import CFPOTrainer
-from tiny_model import build_model, build_tokenizer
+from cfpo_trl.tiny.model import build_model, build_tokenizer
 
 LETTERS = "abcdefghij"
 CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "disable_tqdm": True}

@@ -11,8 +11,8 @@ from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from cfpo_trl import AlignmentTrainer, CFPOConfig, CFPOTrainer
 from cfpo_trl.config import LUSPO_BY_TOKEN, check_alignment
+from cfpo_trl.tiny.model import build_model
 from conftest import early_letters
-from tiny_model import build_model
 
 BETA = 0.3
 K = 8  # num_generations of build_trainer

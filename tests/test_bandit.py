@@ -8,9 +8,9 @@ from trl import GRPOConfig
 
 from bandit import EPSILON, OBJECTIVES, group_advantages, inner_optimum, loss, problem, train
 from cfpo_trl import CFPOTrainer
+from cfpo_trl.studies.objectives import build
+from cfpo_trl.tiny.model import build_model, build_tokenizer
 from conftest import CPU
-from objectives import build
-from tiny_model import build_model, build_tokenizer
 
 LETTERS = "abcdef"
 COPIES = 2  # of each token in a batch of rollouts

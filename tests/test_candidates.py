@@ -5,8 +5,8 @@ import torch
 from trl import GRPOTrainer
 
 from cfpo_trl import CFPOTrainer, soft_clip
-from objectives import Adaptive, build, clip, operator, quadratic
-from tiny_model import build_model
+from cfpo_trl.studies.objectives import Adaptive, build, clip, operator, quadratic
+from cfpo_trl.tiny.model import build_model
 
 NAMES = ["grpo", "cfpo", "bounded-1", "bounded-1.25", "bounded-4", "smooth-1.25", "log", "one_sided"]
 ADVANTAGES = [-2.0, -0.5, 0.5, 2.0]

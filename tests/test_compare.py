@@ -14,9 +14,9 @@ import yaml
 from trl import TrlParser
 
 from cfpo_trl.grpo import ARGUMENTS
-from compare import expand, load_study
-from compare import table as table_of
-from compare_report import (
+from cfpo_trl.studies.objectives import build
+from cfpo_trl.studies.plan import expand, load_study
+from cfpo_trl.studies.report import (
     at_equal_length,
     at_equal_reward,
     differences,
@@ -28,7 +28,7 @@ from compare_report import (
     report,
     summarise,
 )
-from objectives import build
+from cfpo_trl.studies.results import table as table_of
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(
@@ -148,7 +148,7 @@ def test_studies_of_the_repository(path, monkeypatch, tmp_path):
 
 
 def make_table(curves: dict[tuple[str, int], list[float]], failure: str | None = None) -> pd.DataFrame:
-    """A table as `compare.py` writes it: an evaluation every 10 steps, 100 tokens each."""
+    """A table as `cfpo study` writes it: an evaluation every 10 steps, 100 tokens each."""
     rows = []
     for (objective, seed), curve in curves.items():
         for index, value in enumerate(curve):
@@ -302,7 +302,7 @@ def write_study(path: Path, output: Path, grid: dict, **changes) -> list[str]:
     content = yaml.safe_load((ROOT / "scripts/studies/quick.yaml").read_text()) | {"output": str(output)} | changes
     content["parts"]["regime"]["grid"] = grid
     path.write_text(yaml.safe_dump(content))
-    return [sys.executable, "scripts/compare.py", str(path)]
+    return [sys.executable, "-m", "cfpo_trl.cli", "study", str(path)]
 
 
 @pytest.mark.slow
@@ -316,12 +316,12 @@ def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
         assert first.poll() is None
         time.sleep(0.5)
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert "Another compare.py works in" in second.stderr
+    assert "Another study works in" in second.stderr
     first.send_signal(signal.SIGINT)
     assert "Stopped: by a signal. What is finished is kept; the same command goes on" in first.communicate()[1]
     assert first.returncode == 1
     before = finished(output)
-    assert not subprocess.run(["pgrep", "-f", f"--worker {first.pid}"], capture_output=True).stdout
+    assert not subprocess.run(["pgrep", "-f", f"studies.worker {first.pid}"], capture_output=True).stdout
 
     subprocess.run(command, cwd=ROOT, check=True)
     after = finished(output)
@@ -419,7 +419,7 @@ def test_an_error_that_is_no_result_stops_the_study_and_leaves_none(tmp_path):
 
 
 def test_unknown_part_is_refused():
-    command = [sys.executable, "scripts/compare.py", "scripts/studies/quick.yaml", "--parts", "regimes"]
+    command = [sys.executable, "-m", "cfpo_trl.cli", "study", "scripts/studies/quick.yaml", "--parts", "regimes"]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "no part regimes; scripts/studies/quick.yaml has regime" in refused.stderr

@@ -9,7 +9,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl import DatasetMixtureConfig
 
-from cfpo_trl.data import (
+from cfpo_trl.rewards import accuracy_reward, exact_match_reward
+from cfpo_trl.running.data import (
     DataArguments,
     build_prompt,
     check_columns,
@@ -20,7 +21,6 @@ from cfpo_trl.data import (
     render,
     select_split,
 )
-from cfpo_trl.rewards import accuracy_reward, exact_match_reward
 
 ROWS = [{"prompt": f"{i}+1", "solution": str(i + 1)} for i in range(6)]
 TEMPLATE = (
@@ -30,7 +30,7 @@ TEMPLATE = (
 
 @pytest.fixture
 def chat_tokenizer():
-    from tiny_model import build_tokenizer
+    from cfpo_trl.tiny.model import build_tokenizer
 
     tokenizer = build_tokenizer("abcdefghijklmnopqrstuvwxyz0123456789+; <>")
     tokenizer.chat_template = TEMPLATE
@@ -240,7 +240,7 @@ def test_only_what_is_unreadable_is_dropped_however_long_the_check_takes(chat_to
 TOGETHER = """
 import os, sys
 from accelerate import PartialState
-from cfpo_trl.data import unparseable_golds
+from cfpo_trl.running.data import unparseable_golds
 from cfpo_trl.together import decided_by_main
 rank = PartialState(cpu=True).process_index
 decided = decided_by_main(lambda: os.getpid()), unparseable_golds(["$x$", r"$\\det A$"])

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cfpo_trl.tiny.model import build_model, build_tokenizer
 from conftest import LETTERS
 from smollm2 import unpack
-from tiny_model import build_model, build_tokenizer
 
 ROOT = Path(__file__).parent.parent
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"

@@ -12,8 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from cfpo_trl import grpo
-from cfpo_trl.existing_run import intact, newest_intact
-from cfpo_trl.interrupt import SaveOnSignal
+from cfpo_trl.running.existing_run import intact, newest_intact
+from cfpo_trl.running.interrupt import SaveOnSignal
 from test_grpo_script import module, recipe  # noqa: F401 (fixtures)
 
 
@@ -206,7 +206,7 @@ def test_a_repeated_signal_counts_once_for_some_seconds(monkeypatch):
         assert stop.received == signal.SIGINT
         assert not killed
         stop.at = time.monotonic() - 6
-        monkeypatch.setattr("cfpo_trl.interrupt.os.kill", lambda *arguments: killed.append(arguments))
+        monkeypatch.setattr("cfpo_trl.running.interrupt.os.kill", lambda *arguments: killed.append(arguments))
         stop._note(signal.SIGINT, None)
         assert killed == [(os.getpid(), signal.SIGINT)]
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL

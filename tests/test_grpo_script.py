@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import load_file
 
 from cfpo_trl import CFPOConfig, grpo
-from cfpo_trl.recipe import RecipeParser
+from cfpo_trl.running.recipe import RecipeParser
+from cfpo_trl.tiny.model import build_model, build_tokenizer
 from conftest import LETTERS
-from tiny_model import build_model, build_tokenizer
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_mistakes_before_any_model_is_loaded(recipe, tmp_path, arguments, messag
 def test_a_recipe_that_is_not_there(recipe):
     with pytest.raises(ValueError, match=r"recipe.yml: there is no such file .did you mean '.*/recipe.yaml'"):
         grpo.main([f"--config={recipe.with_suffix('.yml')}"])
-    with pytest.raises(ValueError, match="--config names no file; give the path of a recipe"):
+    with pytest.raises(ValueError, match="--config names no file; give a path, or the name of a recipe"):
         grpo.main(["--objective", "cfpo", "--config"])
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cfpo_trl.tiny.model import build_model, build_tokenizer
 from conftest import LETTERS
-from tiny_model import build_model, build_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +118,7 @@ def test_a_launcher_that_is_killed_does_not_leave_its_process_training(recipe, t
 @pytest.mark.parametrize("engine", ["cpu/ddp"])
 def test_train_sh_passes_a_signal_on_and_waits_for_a_step_longer_than_torch_s_launcher_does(recipe, tmp_path, engine):
     path = recipe(36.0)
-    process = start(["scripts/train.sh", str(path)], path, tmp_path, ENGINE=engine, GPUS="0")
+    process = start(["scripts/launch/train.sh", str(path)], path, tmp_path, ENGINE=engine, GPUS="0")
     began = time.monotonic()
     process.terminate()
     output, step = end(process, tmp_path)

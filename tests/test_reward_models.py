@@ -14,8 +14,8 @@ from cfpo_trl import grpo, reward_training
 from cfpo_trl.rewards import load_reward
 from cfpo_trl.rewards.model import RewardModel, unsharded
 from cfpo_trl.rewards.scores import RewardError
+from cfpo_trl.tiny.model import build_model, build_reward_model, build_tokenizer
 from conftest import LETTERS
-from tiny_model import build_model, build_reward_model, build_tokenizer
 
 TEMPLATE = "{% for message in messages %}{{ message.role[0] }}{{ message.content }}{{ eos_token }}{% endfor %}"
 PROMPTS = ["ab", "c", "def", "g"]

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import serve_reward
 from cfpo_trl import grpo
 from cfpo_trl.rewards import load_reward
+from cfpo_trl.rewards import serve as serve_reward
 from cfpo_trl.rewards.model import RewardModel
 from cfpo_trl.rewards.registry import check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
+from cfpo_trl.tiny.model import build_model, build_reward_model, build_tokenizer
 from conftest import LETTERS
-from tiny_model import build_model, build_reward_model, build_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["ab", "c", "def", "g"]
@@ -107,7 +107,7 @@ def test_what_is_wrong_with_an_answer(server, answers, message):
 def test_nothing_listens(server):
     server.shutdown()
     server.server_close()
-    with pytest.raises(ValueError, match=r"where no server listens: .*refused.*; start it \(`python"):
+    with pytest.raises(ValueError, match=r"where no server listens: .*refused.*; start it \(`cfpo serve-reward"):
         load_reward(server.url, {"timeout": 1})
     with pytest.raises(ValueError, match="where no server listens: KeyError"):
         load_reward("ftp://127.0.0.1/score")
@@ -145,7 +145,7 @@ def test_the_reference_server_gives_the_models_scores(tmp_path):
     tokenizer = build_tokenizer(LETTERS)
     build_reward_model(tokenizer).save_pretrained(tmp_path / "reward")
     tokenizer.save_pretrained(tmp_path / "reward")
-    command = [sys.executable, str(ROOT / "scripts" / "serve_reward.py"), str(tmp_path / "reward"), "--port", "0"]
+    command = [sys.executable, "-m", "cfpo_trl.cli", "serve-reward", str(tmp_path / "reward"), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         try:
             url = run.stdout.readline().split()[-1]

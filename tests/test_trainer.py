@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from cfpo_trl import CFPOConfig, CFPOTrainer
-from cfpo_trl.trainer import METRICS
+from cfpo_trl.seam import METRICS
+from cfpo_trl.tiny.model import build_model
 from conftest import early_letters
-from tiny_model import build_model
 
 REFUSED = [
     ({"loss_type": "cispo"}, "loss_type='cispo' has no clip to replace; use one of grpo, bnpo, dr_grpo, dapo, luspo"),

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 from trl import ModelConfig
 
-from cfpo_trl import CFPOConfig, vllm_rollouts
-from cfpo_trl.vllm_rollouts import WatchedClient, write_weights
-from cfpo_trl.vllm_server import RolloutServerError, check_vllm, serve_command
+from cfpo_trl import CFPOConfig
+from cfpo_trl.rollouts import generation
+from cfpo_trl.rollouts.generation import WatchedClient, write_weights
+from cfpo_trl.rollouts.server import RolloutServerError, check_vllm, serve_command
 from conftest import CPU
 
 MODEL = ModelConfig(model_name_or_path="some/model", dtype="float32")
@@ -36,7 +37,7 @@ def test_command_on_a_cpu(tmp_path):
     assert options["--max-model-len"] == "128"
     assert options["--logprobs-mode"] == "processed_logprobs"
     assert options["--max-logprobs"] == "-1"
-    assert options["--worker-extension-cls"] == "cfpo_trl.vllm_worker.PolicyReload"
+    assert options["--worker-extension-cls"] == "cfpo_trl.rollouts.worker.PolicyReload"
     assert "--weight-transfer-config" not in options
 
 
@@ -70,7 +71,7 @@ def test_vllm_is_missing(tmp_path):
     ],
 )
 def test_refusals(tmp_path, monkeypatch, options, version, message):
-    monkeypatch.setattr("cfpo_trl.vllm_server.find_spec", lambda name: "found")
+    monkeypatch.setattr("cfpo_trl.rollouts.server.find_spec", lambda name: "found")
     monkeypatch.setattr("trl.__version__", version)
     args = config(tmp_path)
     for name, value in options.items():
@@ -80,7 +81,7 @@ def test_refusals(tmp_path, monkeypatch, options, version, message):
 
 
 def test_weights_are_written_in_shards_over_the_last_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(vllm_rollouts, "SHARD_BYTES", 40)
+    monkeypatch.setattr(generation, "SHARD_BYTES", 40)
     for scale in (1.0, 2.0):
         weights = {f"layer{i}": torch.full((4, 2), scale * i) for i in range(3)}
         write_weights(weights.items(), tmp_path / "policy")
@@ -102,8 +103,8 @@ def silent_server():
 
 @pytest.fixture
 def client(silent_server, monkeypatch):
-    monkeypatch.setattr(vllm_rollouts, "PATIENCE", 3.0)
-    monkeypatch.setattr("cfpo_trl.health.SECONDS_TO_ANSWER", 0.5)
+    monkeypatch.setattr(generation, "PATIENCE", 3.0)
+    monkeypatch.setattr("cfpo_trl.rollouts.health.SECONDS_TO_ANSWER", 0.5)
     client = WatchedClient.__new__(WatchedClient)  # its constructor asks for vLLM, and waits for the server
     client.session, client.base_url, client._updating_weights = requests.Session(), silent_server, False
     return client

@@ -24,17 +24,17 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 from trl import DatasetMixtureConfig, ModelConfig
 
-from cfpo_trl.benchmarks import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.config import CFPOConfig, check_alignment, check_config
-from cfpo_trl.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
-from cfpo_trl.existing_run import ExistingRun, FinishedRun
-from cfpo_trl.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
-from cfpo_trl.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
+from cfpo_trl.evaluation.callback import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.mistakes import checking, say_mistakes
-from cfpo_trl.recipe import RecipeParser
 from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
-from cfpo_trl.vllm_server import RolloutServerError, check_vllm, trl_rolls_out
+from cfpo_trl.rollouts.server import RolloutServerError, check_vllm, trl_rolls_out
+from cfpo_trl.running.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
+from cfpo_trl.running.existing_run import ExistingRun, FinishedRun
+from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
+from cfpo_trl.running.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
+from cfpo_trl.running.recipe import RecipeParser
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -251,7 +251,7 @@ def rollouts(args: CFPOConfig) -> AbstractContextManager[None]:
     """Where trainers are built: with TRL's rollouts, or with our own where TRL's way ends."""
     if trl_rolls_out(args):
         return nullcontext()
-    from cfpo_trl.vllm_rollouts import vllm_generation_for
+    from cfpo_trl.rollouts.generation import vllm_generation_for
 
     return vllm_generation_for(args)
 

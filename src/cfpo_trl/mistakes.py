@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accelerate import PartialState
-
 PACKAGE = str(Path(__file__).parent)
 
 
@@ -36,6 +34,8 @@ def say_mistakes(main: Callable[[], None]) -> None:
     except Mistake as mistake:
         cause = mistake.__cause__ or mistake
         raised_in = traceback.extract_tb(cause.__traceback__)[-1].filename
+        from accelerate import PartialState  # seconds, which `cfpo --help` does not wait for
+
         if PartialState().is_local_main_process:
             if not raised_in.startswith(PACKAGE):
                 traceback.print_exception(cause)

@@ -20,12 +20,12 @@ from huggingface_hub import HfApi
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import DatasetMixtureConfig, ModelConfig, RewardConfig
 
-from cfpo_trl.data import DataArguments, load_splits, select_split
-from cfpo_trl.existing_run import ExistingRun, FinishedRun
-from cfpo_trl.interrupt import AlreadyTrained, SaveOnSignal, StopAtTheEnd, end_with_launcher
-from cfpo_trl.loading import check_model, hide_tied_heads, model_init_kwargs, trusts_remote_code
 from cfpo_trl.mistakes import checking, say_mistakes
-from cfpo_trl.recipe import RecipeParser
+from cfpo_trl.running.data import DataArguments, load_splits, select_split
+from cfpo_trl.running.existing_run import ExistingRun, FinishedRun
+from cfpo_trl.running.interrupt import AlreadyTrained, SaveOnSignal, StopAtTheEnd, end_with_launcher
+from cfpo_trl.running.loading import check_model, hide_tied_heads, model_init_kwargs, trusts_remote_code
+from cfpo_trl.running.recipe import RecipeParser
 
 if TYPE_CHECKING:
     from datasets import Dataset

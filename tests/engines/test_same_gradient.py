@@ -8,7 +8,7 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
 from cfpo_trl import CFPOConfig, CFPOTrainer
 from cfpo_trl.integrations import openrlhf as integration
-from tiny_model import build_model, build_tokenizer
+from cfpo_trl.tiny.model import build_model, build_tokenizer
 
 integration.install()
 

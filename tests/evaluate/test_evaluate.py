@@ -23,8 +23,8 @@ from cfpo_trl.evaluation.errors import EvaluationError
 from cfpo_trl.evaluation.report import summarise
 from cfpo_trl.evaluation.server import ServerError, serving, vllm_command
 from cfpo_trl.evaluation.tasks import TaskError, TaskOptions, build_tasks
-from cfpo_trl.health import health_problem
 from cfpo_trl.rewards.golds import read_gold
+from cfpo_trl.rollouts.health import health_problem
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "runs" / "demo"

@@ -14,9 +14,9 @@ import psutil
 import pytest
 import yaml
 
-from cfpo_trl.vllm_server import wait_for_health
+from cfpo_trl.rollouts.server import wait_for_health
+from cfpo_trl.tiny.model import build_model, build_tokenizer
 from equivalence_run import LETTERS
-from tiny_model import build_model, build_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "recipes" / "accelerate_configs"
@@ -50,8 +50,8 @@ def train(recipe: Path, *overrides: str, engine: str | None = None, check: bool 
 
 @contextmanager
 def serving(recipe: Path, log: Path, wait: bool = True) -> Iterator[subprocess.Popen]:
-    """The server that scripts/serve.py starts from a recipe; ends with the block, or when a test kills it."""
-    command = [sys.executable, "scripts/serve.py", "--config", str(recipe)]
+    """The server that `cfpo serve` starts from a recipe; ends with the block, or when a test kills it."""
+    command = [sys.executable, "-m", "cfpo_trl.cli", "serve", "--config", str(recipe)]
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT)
     try:

@@ -10,7 +10,7 @@ from conftest import ROOT, environment, generations, steps, train
 
 DIFFERENCE = "sampling/sampling_logp_difference/mean"  # between training and sampling log-probs, over all tokens
 MAIN = "import json, sys; from cfpo_trl import grpo; [grpo.main(arguments) for arguments in json.loads(sys.argv[1])]"
-NO_SYNC = "from cfpo_trl import vllm_rollouts as r; r.ColocatedRollouts.sync_weights = lambda self: None; "
+NO_SYNC = "from cfpo_trl.rollouts import generation as r; r.ColocatedRollouts.sync_weights = lambda self: None; "
 
 
 def run(code: str, *runs: list[str]) -> None:

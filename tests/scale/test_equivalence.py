@@ -11,10 +11,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cfpo_trl.trainer import METRICS
+from cfpo_trl.seam import METRICS
+from cfpo_trl.tiny.model import build_model, build_reward_model, build_tokenizer
 from conftest import CONFIGS
 from equivalence_run import LETTERS, PHASES
-from tiny_model import build_model, build_reward_model, build_tokenizer
 
 HERE = Path(__file__).parent
 LOGGED = {"loss", "grad_norm", "reward", "reward_std", "num_tokens", *METRICS}  # TRL's own means depend on the split

@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cfpo_trl.health import health_problem
-from cfpo_trl.vllm_server import wait_for_health
+from cfpo_trl.rollouts.health import health_problem
+from cfpo_trl.rollouts.server import wait_for_health
 from conftest import ROOT, environment, free_port, generations, kill, launch, serving, steps, train, until
 
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
@@ -87,7 +87,7 @@ def test_no_server(recipe):
     path = recipe(vllm_mode="server", vllm_server_port=free_port(), vllm_server_timeout=2.0)
     result, seconds = fail(path)
     assert "No vLLM server at http://0.0.0.0:" in result.stderr
-    assert "python scripts/serve.py --config" in result.stderr
+    assert "cfpo serve --config" in result.stderr
     assert seconds < 30
 
 
@@ -126,7 +126,7 @@ def test_launch_script_starts_and_stops_the_server(recipe, tmp_path):
     path = recipe(vllm_server_port=port, per_device_train_batch_size=32, max_steps=2)
     binaries = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     result = subprocess.run(
-        ["scripts/train.sh", str(path)],
+        ["scripts/launch/train.sh", str(path)],
         cwd=ROOT,
         env=environment(ENGINE="cpu/ddp", GPUS="0", SERVER_GPUS="1", PATH=binaries),
         text=True,

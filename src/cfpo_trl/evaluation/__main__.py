@@ -1,4 +1,4 @@
-"""lighteval on a checkpoint: `make evaluate MODEL=path-or-id TASK=math_500`.
+"""lighteval on a checkpoint: `cfpo evaluate --model path-or-id --task math_500`, or `make evaluate MODEL=… TASK=…`.
 
 python -m cfpo_trl.evaluation --model MODEL --task TASK[,TASK…] [--backend transformers|vllm|server]
 """
@@ -18,18 +18,15 @@ from typing import NoReturn
 
 from . import report
 from .checkpoint import fingerprint, prepare
+from .environment import VARIABLES
 from .errors import EvaluationError
 
 SHOWN = 3  # questions that a message shows
-VARIABLES = (  # of `make evaluate`: through a shell, a quotation mark or a dollar sign would be another
-    *("MODEL", "TASK", "BACKEND", "SERVER", "SAMPLES", "TEMPERATURE", "TOP_P", "MAX_NEW_TOKENS", "METRIC"),
-    *("SYSTEM_PROMPT", "BATCH_SIZE", "LIMIT", "SEED", "NUM_GPUS", "PARALLEL", "VLLM_PYTHON", "OUT"),
-)
 
 
 def parse(arguments: list[str] | None, environment: bool = False) -> argparse.Namespace:
     """The options of the command line, or those that `make evaluate` passes by the environment."""
-    parser = argparse.ArgumentParser(prog="make evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="cfpo evaluate", description=__doc__)
     parser.add_argument("--model", required=True, help="folder of a checkpoint or an adapter, or a hub's name")
     parser.add_argument("--task", required=True, help="tasks of lighteval, groups, or .jsonl files, by commas")
     parser.add_argument("--backend", choices=("transformers", "vllm", "server"), default="transformers")

@@ -40,7 +40,7 @@ def prepare(model: str, scratch: Path, readers: dict[str, str]) -> str:
             raise CheckpointError(
                 f"MODEL={model!r} was saved by transformers {saved}, and {reader} has {installed}: an older version "
                 "can silently misread a newer configuration (rope settings). Install a newer one there; the "
-                "evaluator's pin is in constraints-evaluate.txt."
+                "evaluator's pin is in src/cfpo_trl/evaluation/constraints.txt."
             )
     return model
 

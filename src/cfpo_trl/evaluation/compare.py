@@ -1,6 +1,6 @@
 """Two evaluations of the same questions: the difference, how sure it is, and where they differ.
 
-python -m cfpo_trl.evaluation.compare A B      folders that `make evaluate` wrote (`make compare A=… B=…`)
+cfpo compare A B      folders that `cfpo evaluate` wrote (`make compare A=… B=…`)
 """
 
 import argparse
@@ -71,7 +71,7 @@ def compare(task: str, first: list[dict], second: list[dict]) -> tuple[dict, lis
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="make compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="cfpo compare", description=__doc__)
     parser.add_argument("folders", nargs=2, type=Path, metavar="FOLDER")
     parser.add_argument("--show", type=int, default=10, help="questions that differ, per task")
     options = parser.parse_args(arguments)

@@ -19,7 +19,7 @@ from lighteval.tasks.requests import Doc
 from lighteval.utils.cache_management import SampleCache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from ..health import health_problem
+from ..rollouts.health import health_problem
 from .errors import EvaluationError
 
 CONCURRENT = 64  # requests at a time

@@ -11,14 +11,14 @@ from urllib3 import Retry
 from .scores import RewardError, checked, scored_together
 
 BUSY = (429, 500, 502, 503, 504)  # statuses that may pass
-START = "start it (`python scripts/serve_reward.py <model>` serves a local one), or correct reward_funcs"
+START = "start it (`cfpo serve-reward <model>` serves a local one), or correct reward_funcs"
 
 
 class RewardServer:
     """Posts `{"prompts": [...], "completions": [...]}` to a URL, which answers `{"rewards": [...]}`.
 
     Prompts and completions are texts, or conversations as lists of messages; a reward is a number, or null where none
-    applies. `scripts/serve_reward.py` is such a server.
+    applies. `cfpo serve-reward` starts such a server.
 
     Args:
         url: Where to post.

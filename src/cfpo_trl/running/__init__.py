@@ -1,0 +1,1 @@
+"""What a run needs around its trainer: recipe, data, model, output folder, signals, launcher."""

@@ -1,0 +1,82 @@
+"""How the scripts load a model, by the options of TRL's ModelConfig."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from trl import ModelConfig
+
+from ..mistakes import Mistake
+from ..suggestions import nearest
+from .data import read_template
+
+
+def check_model(name: str | None) -> None:
+    """Raises a `Mistake` where no model is named, or a folder that is not there; hub names are the hub's to know."""
+    if not name:
+        raise Mistake("No model: give model_name_or_path, a folder or a hub's name.")
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise Mistake(f"model_name_or_path={name!r} is a folder without a model's config.json.")
+        return
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and path.parent.is_dir()):
+        beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise Mistake(f"model_name_or_path={name!r}: there is no such folder{nearest(name, beside)}.")
+
+
+def trusts_remote_code(training_args: TrainingArguments, model_args: ModelConfig) -> bool:
+    """`trust_remote_code`, which later TRLs moved from the model's arguments to the training's."""
+    return getattr(training_args, "trust_remote_code", None) or getattr(model_args, "trust_remote_code", False)
+
+
+def model_init_kwargs(training_args: Any, model_args: ModelConfig) -> dict[str, Any]:
+    """What a trainer hands to `from_pretrained`: revision, attention, dtype, trust; `model_init_kwargs` overrides."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "trust_remote_code": trusts_remote_code(training_args, model_args),
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+def load_processor(training_args: Any, model_args: ModelConfig, chat_template: str | None) -> Any:
+    """The model's processor or tokenizer, with another chat template where one is given, as text or as a file."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        padding_side="left",
+        trust_remote_code=trusts_remote_code(training_args, model_args),
+    )
+    if chat_template:
+        processor.chat_template = read_template(chat_template)
+        getattr(processor, "tokenizer", processor).chat_template = processor.chat_template
+    return processor
+
+
+def public_name(dataset_name: str | None) -> str | None:
+    """The dataset's name as a model card may show it: a path of this machine is none of its readers' business."""
+    return None if dataset_name is None or Path(dataset_name).exists() else dataset_name
+
+
+@contextmanager
+def hide_tied_heads(model: Any) -> Iterator[None]:
+    """Hides that the output head is missing, which transformers says at every resume where it is the embedding."""
+    tied = list(getattr(model, "_tied_weights_keys", None) or ())
+    missing = f"There were missing keys in the checkpoint model loaded: {tied}."
+    source = logging.getLogger("transformers.trainer")
+
+    def tells_more(record: logging.LogRecord) -> bool:
+        return record.getMessage() != missing
+
+    source.addFilter(tells_more)
+    try:
+        yield
+    finally:
+        source.removeFilter(tells_more)

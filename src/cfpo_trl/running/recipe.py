@@ -1,0 +1,135 @@
+"""Recipes: YAML and command line to arguments, so that nothing is taken for something else."""
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from trl import TrlParser
+
+from ..mistakes import Mistake
+from ..suggestions import nearest
+from . import catalogue
+
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 reads 1e-6 as a text
+GENERATION_BATCH = re.compile(r"generation_batch_size \((\d+)\)")
+NO_GPU = "There is no GPU here: bf16 is off. (With `use_cpu: true` it is as the recipe says.)"
+
+
+class RecipeParser(TrlParser):
+    """TRL's parser of `--config recipe.yaml --option value …`, with messages for those who mistype.
+
+    After parsing, `given` holds the options that recipe and command line set, and `notes` what the user should know.
+
+    Args:
+        dataclass_types: The arguments' classes.
+    """
+
+    def __init__(self, dataclass_types: Sequence[type]):
+        super().__init__(dataclass_types, allow_abbrev=False, usage="%(prog)s --config RECIPE [--option value ...]")
+        self.defaults = {action.dest: action.default for action in self._actions if action.dest != "help"}
+        ours = [cls for cls in dataclass_types if cls.__module__.startswith("cfpo_trl.")]
+        self.own_options = {name for cls in ours for base in cls.__mro__ for name in own_fields(base)}
+        self.given: dict[str, Any] = {}
+        self.notes: list[str] = []
+
+    def parse_args_and_config(self, args: Iterable[str] | None = None, **options: Any) -> tuple:
+        """The dataclasses. Raises a `Mistake` that names the option, the rule and the nearest name."""
+        given = sys.argv[1:] if args is None else args
+        args = with_config_file([part for argument in given for part in split_config(argument)])
+        try:
+            return super().parse_args_and_config(args, **options)
+        except Mistake:
+            raise
+        except (ValueError, TypeError) as error:
+            raise Mistake(translated(str(error))) from error
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        """TRL's, with the numbers that YAML reads as texts; raises a `Mistake` for options that do not exist."""
+        unknown = [f"{name!r}{nearest(name, self.defaults)}" for name in config if name not in self.defaults]
+        if unknown:
+            raise Mistake(f"The recipe has {', '.join(unknown)}, which is no option; --help lists them.")
+        return super().set_defaults_with_config(**with_numbers(config))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """argparse's; raises a `Mistake` for what is no option."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            name = rest[0].partition("=")[0]
+            if not name.startswith("-"):
+                raise Mistake(f"{name!r} belongs to no option; a recipe is given by --config {name}.")
+            dashed = [f"--{option}" for option in self.defaults]
+            raise Mistake(f"{name} is no option{nearest(name, dashed)}; --help lists them.")
+        values = vars(namespace)
+        self.given = {name: value for name, value in values.items() if value != self.defaults.get(name)}
+        if "bf16" in values and not torch.accelerator.is_available() and not (namespace.use_cpu and namespace.bf16):
+            if namespace.bf16 is not False:
+                self.notes.append(NO_GPU)
+            namespace.bf16 = False
+        return namespace, rest
+
+    def error(self, message: str) -> NoReturn:
+        raise Mistake(message)
+
+    def format_help(self) -> str:
+        """The script's and CFPO's own options first, then the hundreds of TRL and transformers."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, [], [])
+        own = [action for action in self._actions if action.dest in self.own_options]
+        for title, actions in (
+            ("options of cfpo_trl", own),
+            ("options of TRL and transformers", [action for action in self._actions if action not in own]),
+        ):
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        return formatter.format_help()
+
+
+def own_fields(cls: type) -> list[str]:
+    """The fields that a class of this package declares itself."""
+    return list(inspect.get_annotations(cls)) if cls.__module__.startswith("cfpo_trl.") else []
+
+
+def split_config(argument: str) -> list[str]:
+    """`--config=recipe.yaml` as the two arguments that TRL knows."""
+    name, equals, value = argument.partition("=")
+    return [name, value] if name == "--config" and equals else [argument]
+
+
+def with_config_file(args: list[str]) -> list[str]:
+    """The arguments with a file behind `--config`: the one that it names, or the package's recipe of that name.
+
+    Raises:
+        Mistake: there is none.
+    """
+    if "--config" not in args:
+        return args
+    place = args.index("--config") + 1
+    if place == len(args) or args[place].startswith("--"):
+        raise Mistake("--config names no file; give a path, or the name of a recipe that `cfpo recipes` lists.")
+    file = Path(args[place])
+    found = file if file.is_file() else catalogue.find(args[place])
+    if found is None:
+        beside = [str(other) for other in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        names = [name for name, _ in catalogue.recipes()]
+        raise Mistake(f"--config {file}: there is no such file{nearest(str(file), [*beside, *names])}.")
+    return [*args[:place], str(found), *args[place + 1 :]]
+
+
+def with_numbers(value: Any) -> Any:
+    """The value with texts such as `1e-6`, which are numbers in YAML 1.2, as numbers."""
+    if isinstance(value, dict):
+        return {key: with_numbers(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(member) for member in value]
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+
+
+def translated(message: str) -> str:
+    """A message of TRL or transformers in the options that the user wrote."""
+    return GENERATION_BATCH.sub(r"per_device_train_batch_size × processes × steps_per_generation (here \1)", message)

@@ -1,0 +1,1 @@
+"""Matched comparisons of objectives: `cfpo study study.yaml`."""
