@@ -94,3 +94,8 @@ def test_the_wheel_holds_recipes_engines_and_pins(tmp_path):
         assert f"cfpo_trl/recipes/{path.relative_to(ROOT / 'recipes')}" in names
         assert yaml.safe_load(path.read_text())
     assert {"cfpo_trl/py.typed", "cfpo_trl/evaluation/constraints.txt", "cfpo_trl/studies/run.py"} <= names
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("benchmark*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_starts(script):
+    assert "usage" in subprocess.check_output([sys.executable, script, "--help"], text=True)

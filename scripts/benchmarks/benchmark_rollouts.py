@@ -17,12 +17,12 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from cfpo_trl.launcher import environment_without_launcher
 from datasets import Dataset
 from reasoning_gym import create_dataset
 from transformers import AutoTokenizer
 
 from cfpo_trl import CFPOConfig, CFPOTrainer
+from cfpo_trl.evaluation.callback import environment_without_launcher
 from cfpo_trl.grpo import rollouts
 from cfpo_trl.rollouts.server import wait_for_health
 from cfpo_trl.tiny.model import build_model, build_tokenizer

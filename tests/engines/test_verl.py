@@ -213,7 +213,7 @@ def test_a_ray_worker_that_verl_starts_has_the_loss():
 
 @pytest.mark.parametrize("objective", ["cfpo", "vanilla"])
 def test_the_launch_scripts_overrides_compose(objective):
-    script = ROOT / "scripts" / "verl_math.sh"
+    script = ROOT / "scripts" / "launch" / "verl_math.sh"
     environment = os.environ | {"DRY_RUN": "1", "OBJECTIVE": objective, "EPSILON": "0.1"}
     command = subprocess.run([script], capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
     assert command[1:3] == ["-m", "verl.trainer.main_ppo"]

@@ -15,7 +15,7 @@ from .environment import VARIABLES
 logger = logging.getLogger("cfpo_trl")
 
 CHOICES = [name for name in (*VARIABLES, "LAUNCH") if name not in ("MODEL", "OUT")]
-# What a launcher (Accelerate, torchrun) tells its processes: a program that heard it would wait for the others.
+# What a launcher (Accelerate, torchrun) tells its processes
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "FSDP_")
 
 
@@ -55,7 +55,7 @@ class EvaluateCheckpoints(TrainerCallback):
         with (out / "log.txt").open("w") as log:
             process = subprocess.Popen(
                 [*self.launch, shlex.join(command)] if self.launch[-1:] == ["--wrap"] else [*self.launch, *command],
-                env={name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)},
+                env=environment_without_launcher(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a signal that stops the training does not stop it
@@ -68,3 +68,8 @@ class EvaluateCheckpoints(TrainerCallback):
         for process, out in self.running:
             if process.wait():
                 logger.warning("Benchmarks failed with status %d: see %s", process.returncode, out / "log.txt")
+
+
+def environment_without_launcher() -> dict[str, str]:
+    """The environment for a program that is none of the launcher's processes, and would wait for the others."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
