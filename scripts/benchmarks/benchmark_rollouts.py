@@ -26,8 +26,8 @@ from cfpo_trl.evaluation.callback import environment_without_launcher
 from cfpo_trl.grpo import rollouts
 from cfpo_trl.rollouts.server import wait_for_health
 from cfpo_trl.tiny.model import build_model, build_tokenizer
-from smollm2 import unpack
 
+SMOLLM2 = Path(__file__).parents[1] / "studies" / "smollm2.py"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MODES = ("transformers", "colocate", "server")
 GENERATIONS = 8
@@ -43,7 +43,7 @@ def prepare(name: str, folder: Path) -> dict:
         prompts = [f"{first}{second}a>" for first in LETTERS for second in LETTERS]
         size, tokens = 512, 6
     else:
-        unpack(folder / "model")
+        subprocess.run([sys.executable, SMOLLM2, folder / "model"], check=True)
         questions = create_dataset("chain_sum", size=64, seed=0)
         prompts = [[{"role": "user", "content": entry["question"]}] for entry in questions]
         size, tokens = 32, 96

