@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from . import report
 from .checkpoint import fingerprint, prepare
-from .environment import VARIABLES
+from .environment import VARIABLES, as_options
 from .errors import EvaluationError
 
 SHOWN = 3  # questions that a message shows
@@ -48,9 +48,7 @@ def parse(arguments: list[str] | None, environment: bool = False) -> argparse.Na
     parser.add_argument("--server-seconds", type=float, default=900.0, help="longest start of the server")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of the results")
     if environment:
-        arguments = [
-            f"--{name.lower().replace('_', '-')}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)
-        ]
+        arguments = as_options({name: os.environ[name] for name in VARIABLES if os.environ.get(name)})
     options = parser.parse_args(arguments)
     if options.samples > 1 and options.temperature == 0:
         parser.error(f"SAMPLES={options.samples} at TEMPERATURE=0 are all the same; raise the temperature.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .environment import VARIABLES
+from .environment import VARIABLES, as_options
 
 logger = logging.getLogger("cfpo_trl")
 
@@ -50,8 +50,8 @@ class EvaluateCheckpoints(TrainerCallback):
         out = output / "benchmarks" / (checkpoint or "final")
         out.mkdir(parents=True, exist_ok=True)
         variables = {"MODEL": str(output / checkpoint if checkpoint else output), "OUT": str(out)} | self.variables
-        options = [f"--{name.lower().replace('_', '-')}={value}" for name, value in variables.items()]
-        command = [sys.executable, "-m", "cfpo_trl.cli", "evaluate", *options]  # makes its environment, if need be
+        # It makes its environment, if need be.
+        command = [sys.executable, "-m", "cfpo_trl.cli", "evaluate", *as_options(variables)]
         with (out / "log.txt").open("w") as log:
             process = subprocess.Popen(
                 [*self.launch, shlex.join(command)] if self.launch[-1:] == ["--wrap"] else [*self.launch, *command],

@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,29 +61,33 @@ def make() -> Path:
     return python
 
 
+def as_options(variables: Mapping[str, str]) -> list[str]:
+    """The variables of `make evaluate` as options of `cfpo evaluate`."""
+    return [f"--{name.lower().replace('_', '-')}={value}" for name, value in variables.items()]
+
+
 def evaluate(arguments: list[str]) -> NoReturn:
     """`cfpo evaluate`."""
-    sys.exit(run_in_environment("cfpo_trl.evaluation", arguments))
+    run_in_environment("cfpo_trl.evaluation", arguments)
 
 
 def compare(arguments: list[str]) -> NoReturn:
     """`cfpo compare`."""
-    sys.exit(run_in_environment("cfpo_trl.evaluation.compare", arguments))
+    run_in_environment("cfpo_trl.evaluation.compare", arguments)
 
 
-def run_in_environment(module: str, arguments: list[str]) -> int:
-    """Runs a module of this package there; returns its status."""
+def run_in_environment(module: str, arguments: list[str]) -> NoReturn:
+    """Becomes a module of this package there, so that signals and status are its own."""
     python = make()
     beside = python.parent.parent / "package" / hashlib.sha256(str(PACKAGE).encode()).hexdigest()[:12]
     beside.mkdir(parents=True, exist_ok=True)
     link = beside / PACKAGE.name  # the package alone, without what is installed beside it
-    if not link.is_symlink():
+    with suppress(FileExistsError):  # two evaluations may begin at a time
         link.symlink_to(PACKAGE)
-    environment = os.environ | {"PYTHONPATH": str(beside)}
-    return subprocess.run([str(python), "-m", module, *arguments], env=environment).returncode
+    os.execve(python, [str(python), "-m", module, *arguments], os.environ | {"PYTHONPATH": str(beside)})
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        sys.exit(run_in_environment(sys.argv[1], sys.argv[2:]))
+        run_in_environment(sys.argv[1], sys.argv[2:])
     make()
