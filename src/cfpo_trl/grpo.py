@@ -35,6 +35,7 @@ from cfpo_trl.running.existing_run import ExistingRun, FinishedRun
 from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
 from cfpo_trl.running.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
 from cfpo_trl.running.recipe import RecipeParser
+from cfpo_trl.together import leave_together
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -204,13 +205,15 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         )
         trainer.save_metrics("train", metrics)  # last: it marks the run as finished
         trainer.accelerator.print(f"Model saved in {training_args.output_dir}")
-    if stop.received:
+    if number := stop.received_by_any():
         trainer.accelerator.print("The training had ended when the signal came; the evaluation is left out.")
-        sys.exit(128 + stop.received)
+        leave_together()
+        sys.exit(128 + number)
     if evaluate:
         trainer.save_metrics("eval", trainer.evaluate())
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=public_name(script_args.dataset_name))
+    leave_together()  # now: the benchmarks may take longer than the others can wait
     if benchmarks and trainer.is_world_process_zero():
         benchmarks.start(Path(training_args.output_dir))
         benchmarks.wait()
@@ -267,6 +270,7 @@ def save_and_exit(
         f"{error}\nStopped at step {trainer.state.global_step}; last checkpoint: "
         f"{get_last_checkpoint(trainer.args.output_dir)}. When that works again, run the same command again."
     )
+    leave_together()
     sys.exit(1)
 
 
@@ -277,6 +281,7 @@ def say_stopped(trainer: "GRPOTrainer", stop: SaveOnSignal) -> NoReturn:
         f"Stopped at step {trainer.state.global_step}; saved in {get_last_checkpoint(trainer.args.output_dir)}. "
         f"To go on from there, run the same command again.{exactly}"
     )
+    leave_together()
     sys.exit(128 + stop.received)
 
 

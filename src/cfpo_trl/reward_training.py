@@ -26,6 +26,7 @@ from cfpo_trl.running.existing_run import ExistingRun, FinishedRun
 from cfpo_trl.running.interrupt import AlreadyTrained, SaveOnSignal, StopAtTheEnd, end_with_launcher
 from cfpo_trl.running.loading import check_model, hide_tied_heads, model_init_kwargs, trusts_remote_code
 from cfpo_trl.running.recipe import RecipeParser
+from cfpo_trl.together import leave_together
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,6 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.save_state()
     if stop.received and trainer.state.global_step < trainer.state.max_steps:
         trainer.accelerator.print("Stopped; to go on, run the same command again.")
+        leave_together()
         sys.exit(128 + stop.received)
 
     # Save, and measure what was saved
@@ -131,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
                 repo_id=trainer.hub_model_id, folder_path=output, ignore_patterns=[f"{PREFIX_CHECKPOINT_DIR}-*"]
             )
     trainer.save_metrics("train", metrics)  # last: it marks the run as finished
+    leave_together()
 
 
 def check_pairs(dataset: "Dataset") -> None:

@@ -27,3 +27,11 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     if decision[1] is not None:
         raise decision[1]
     return decision[0]
+
+
+def leave_together() -> None:
+    """Waits for all processes and closes their group: one that ends while another still talks to it may abort."""
+    state = PartialState()
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        state.destroy_process_group()

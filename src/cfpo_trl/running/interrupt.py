@@ -70,6 +70,11 @@ class SaveOnSignal(TrainerCallback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
+    def received_by_any(self) -> int:
+        """The number of a signal that any process received, the same on all of them, or 0."""
+        (received,) = of_all(self.received)
+        return self.received or int(bool(received) and signal.SIGTERM)
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **kwargs: Any) -> None:
         self.first = state.global_step  # where a batch of rollouts begins
 
@@ -81,13 +86,17 @@ class SaveOnSignal(TrainerCallback):
     ) -> TrainerControl:
         now = time.monotonic()
         late = self.received and now + (now - self.began) > self.at + self.patience
-        noted = torch.tensor([self.received, late], dtype=torch.float, device=PartialState().device)
-        received, late = reduce(noted, "sum").tolist()
+        received, late = of_all(self.received, late)
         self.exact = (state.global_step - self.first) % self.cycle == 0
         if received and (self.exact or late):  # the processes stop together
             self.received = self.received or int(signal.SIGTERM)
             control.should_save = control.should_training_stop = True
         return control
+
+
+def of_all(*numbers: float) -> list[float]:
+    """The sum over all processes of each number."""
+    return reduce(torch.tensor(numbers, dtype=torch.float, device=PartialState().device), "sum").tolist()
 
 
 def end_with_launcher() -> None:
