@@ -45,7 +45,7 @@ class AlignmentTrainer(GRPOTrainer):
             check_alignment(args)
         self._shaped = is_shaped(args)
         self._scored: dict[str, list[Tensor]] = defaultdict(list)
-        if not self._shaped:
+        if not isinstance(args, CFPOConfig) or not self._shaped:
             super().__init__(model, reward_funcs, args, *positional, **keywords)
             return
         beta = args.beta

@@ -100,7 +100,7 @@ class CFPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.advantage_estimator == "rloo" and self.scale_rewards == "group":  # TRL's default
+        if self.advantage_estimator == "rloo" and self.scale_rewards == "group":  # type: ignore[has-type]  # TRL's default
             self.scale_rewards = "none"
 
 

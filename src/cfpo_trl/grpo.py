@@ -11,11 +11,11 @@ gc.disable()  # the collector walks all that the imports make, again and again: 
 if __name__ == "__main__" and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
     sys.path[0] = os.getcwd()  # modules of the user come first; this folder's are cfpo_trl's alone
 
-import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -34,7 +34,7 @@ from cfpo_trl.running.data import DataArguments, check_columns, load_splits, ope
 from cfpo_trl.running.existing_run import ExistingRun, FinishedRun
 from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
 from cfpo_trl.running.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
-from cfpo_trl.running.recipe import RecipeParser
+from cfpo_trl.running.recipe import RecipeParser, mapping
 from cfpo_trl.together import leave_together
 
 if TYPE_CHECKING:
@@ -81,13 +81,9 @@ class CFPOScriptArguments(DataArguments):
             raise ValueError(f"objective={self.objective!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
         if isinstance(self.reward_funcs, str):
             self.reward_funcs = [self.reward_funcs]
-        if isinstance(self.reward_parameters, str):  # from the command line
-            self.reward_parameters = json.loads(self.reward_parameters)
-        if isinstance(self.benchmarks, str):
-            self.benchmarks = json.loads(self.benchmarks)
-        check_rewards(self.reward_funcs, self.reward_parameters or {})
+        check_rewards(self.reward_funcs, mapping(self.reward_parameters))
         if self.benchmarks:
-            check_benchmarks(self.benchmarks)
+            check_benchmarks(mapping(self.benchmarks))
 
 
 ARGUMENTS = (CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig)
@@ -151,15 +147,20 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         tokenizer = getattr(processor, "tokenizer", processor)
         template_kwargs = training_args.chat_template_kwargs
         needs_mathematics = any(name != "exact_match" for name in needs_solution)
-        train_dataset, eval_dataset = (
-            None if dataset is None else prepare(dataset, script_args, tokenizer, needs_mathematics, template_kwargs)
-            for dataset in (train_dataset, eval_dataset)
+        as_prompts = partial(
+            prepare,
+            args=script_args,
+            tokenizer=tokenizer,
+            needs_mathematics=needs_mathematics,
+            template_kwargs=template_kwargs,
         )
+        train_dataset = as_prompts(train_dataset)
+        eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset)
         first = render(train_dataset[0]["prompt"], tokenizer, template_kwargs)
         logger.info("%d rows to train on. The first prompt, as the model sees it:\n%s", len(train_dataset), first)
 
         # Rewards
-        parameters = {name: dict(values or {}) for name, values in (script_args.reward_parameters or {}).items()}
+        parameters = {name: dict(values or {}) for name, values in mapping(script_args.reward_parameters).items()}
         for name in NEED_THINK_OPENED & set(script_args.reward_funcs):
             if opens_think(first):
                 logger.info("The chat template opens <think> already: the %s reward does not ask for it again.", name)
@@ -170,7 +171,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
         quantization = get_quantization_config(model_args)
         stop, random_state = SaveOnSignal(cycle), RandomStateAtStep()
-        benchmarks = EvaluateCheckpoints(script_args.benchmarks) if script_args.benchmarks else None
+        benchmarks = EvaluateCheckpoints(mapping(script_args.benchmarks)) if script_args.benchmarks else None
         trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": AlignmentTrainer}[script_args.objective]
         with rollouts(training_args):
             trainer = trainer_class(

@@ -61,6 +61,8 @@ class SoftClipEpsilon(float):
     https://docs.pytorch.org/docs/stable/notes/extending.html#extending-torch-python-api.
     """
 
+    clip: SoftClip
+
     def __new__(cls, value: float, clip: SoftClip) -> "SoftClipEpsilon":
         self = super().__new__(cls, value)
         self.clip = clip
@@ -92,6 +94,14 @@ class SoftClipSeam:
     `cfpo/penalty`, `cfpo/outside`, `cfpo/ratio_min` and `cfpo/ratio_max`.
     """
 
+    # The trainer's own
+    args: Any
+    model: Any
+    accelerator: Any
+    epsilon_low: float
+    epsilon_high: float
+    _metrics: dict[str, Any]
+
     def __init__(self, *args: Any, **kwargs: Any):
         self._trust_region: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(*args, **kwargs)
@@ -121,7 +131,7 @@ class SoftClipSeam:
         clip = SoftClip(self.soft_clip, *self.counted_advantages(inputs), *epsilons)
         self.epsilon_low, self.epsilon_high = (SoftClipEpsilon(epsilon, clip) for epsilon in epsilons)
         try:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         finally:
             self.epsilon_low, self.epsilon_high = epsilons
         if clip.calls != 1:
@@ -153,4 +163,4 @@ class SoftClipSeam:
             if ratios and penalties:  # else every completion was cut off and masked
                 values = (tv / ratios, penalty / penalties, outside / ratios, low, -minus_high)
                 self._metrics[mode].update({name: [value] for name, value in zip(METRICS, values, strict=True)})
-        super().log(*args, **kwargs)
+        super().log(*args, **kwargs)  # type: ignore[misc]

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from lighteval.metrics.dynamic_metrics import (
@@ -109,7 +110,7 @@ def build_tasks(names: list[str], options: TaskOptions, folder: Path) -> Tasks:
         TaskError: there is no such task or file, its columns are unknown, or its scores cannot be read per completion.
     """
     known = Registry.load_all_task_configs()
-    module = ModuleType("cfpo_trl_tasks")
+    module: Any = ModuleType("cfpo_trl_tasks")
     module.TASKS_TABLE = []
     tasks = Tasks(module, {}, {})
     for name in (member for given in names for member in GROUPS.get(given, (given,))):

@@ -22,7 +22,7 @@ VERSIONS = "0.11."
 LOG_RATIO_BOUND = 20.0  # OpenRLHF's, in its PPO loss
 
 
-def with_cfpo(module: ModuleType) -> type:
+def with_cfpo(module: Any) -> type:
     """OpenRLHF's PolicyLoss, with `policy_loss_type="cfpo"` beside its own types, which stay as they are.
 
     Its forward runs as for `ppo`, without a clip, on advantages A′ = J(r, A) / r, so that its surrogate r·A′ is CFPO's
@@ -37,7 +37,10 @@ def with_cfpo(module: ModuleType) -> type:
 
     upstream = module.PolicyLoss
 
-    class PolicyLoss(upstream):
+    class PolicyLoss(upstream):  # type: ignore[valid-type, misc]
+        clip_eps_low: float
+        clip_eps_high: float
+
         def __init__(self, *args: Any, policy_loss_type: str = "ppo", **kwargs: Any):
             self.is_cfpo = policy_loss_type == "cfpo"
             super().__init__(*args, policy_loss_type="ppo" if self.is_cfpo else policy_loss_type, **kwargs)
@@ -100,15 +103,16 @@ class LossFinder(importlib.abc.MetaPathFinder):
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None:
             return None
-        execute = spec.loader.exec_module
+        loader: Any = spec.loader
+        execute = loader.exec_module
 
-        def exec_module(module: ModuleType) -> None:
+        def exec_module(module: Any) -> None:
             execute(module)
             policy_loss = with_cfpo(module)
             check_seam(policy_loss)
             module.PolicyLoss = policy_loss
 
-        spec.loader.exec_module = exec_module
+        loader.exec_module = exec_module
         return spec
 
 
@@ -128,7 +132,7 @@ def accept_cfpo() -> None:
             options["choices"] = [*options["choices"], "cfpo"]
         return original(self, *names, **options)
 
-    argparse.ArgumentParser.add_argument = add_argument
+    argparse.ArgumentParser.add_argument = add_argument  # type: ignore[assignment, method-assign]
 
 
 def hook_workers() -> None:

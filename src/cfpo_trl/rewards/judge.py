@@ -104,6 +104,7 @@ class Judge:
 
     def _is_right(self, gold: str, answer: tuple, written: tuple[str, ...]) -> bool:
         read = self.read(gold)
+        assert read is not None  # the answers of an unreadable gold are not judged
         return (
             verify(
                 read.parsed,
@@ -116,7 +117,7 @@ class Judge:
             and all(in_the_same_base(formula, read.base) for formula in written)
             and not (read.is_number and any(in_another_unit(formula, read.unit) for formula in written))
             and ("%" in gold or any("%" in formula for formula in written) or as_large(read.parsed[0], answer[0]))
-            and (read.values is None or in_order(answer[0], read))
+            and (read.values is None or in_order(answer[0], read.values, read.rounding))
         )
 
 
@@ -157,23 +158,23 @@ def values_of_unknowns(expression: Any) -> list | None:
     if not equations or not all(isinstance(equation, Eq) for equation in equations):
         return None
     names = [str(equation.lhs) for equation in equations]
-    indices = [INDEX.search(name) for name in names]
+    indices = [index for name in names if (index := INDEX.search(name))]
     of_one = len({INDEX.sub("", name) for name in names}) == 1
     if len(set(names)) == 1 or (
-        of_one and all(indices) and {int(i[1]) for i in indices} == set(range(1, len(names) + 1))
+        of_one and {int(index[1]) for index in indices} == set(range(1, len(names) + 1))
     ):
         return None
     return [equation.rhs for equation in equations]
 
 
-def in_order(answer: Any, read: Gold) -> bool:
-    """Whether an answer without the unknowns' names gives their values in the reference's order."""
+def in_order(answer: Any, values: list, rounding: int) -> bool:
+    """Whether an answer without the unknowns' names gives their `values` in the reference's order."""
     found = members(answer.rhs if isinstance(answer, Eq) else answer)
     if found is None or any(isinstance(member, Eq) for member in found):
         return True  # math-verify compares the names
-    return len(found) == len(read.values) and all(
-        verify([value], [member], float_rounding=read.rounding, timeout_seconds=None)
-        for value, member in zip(read.values, found, strict=True)
+    return len(found) == len(values) and all(
+        verify([value], [member], float_rounding=rounding, timeout_seconds=None)
+        for value, member in zip(values, found, strict=True)
     )
 
 
@@ -193,8 +194,8 @@ def in_another_unit(formula: str, unit: str) -> bool:
 
 def as_large(gold: Any, answer: Any) -> bool:
     """False for two numbers that differ by more than rounding: math-verify takes differences below 1e-15 for 0."""
-    sizes = as_complex(gold), as_complex(answer)
-    return None in sizes or not abs(sizes[0] - sizes[1]) > 1e-5 * max(map(abs, sizes))
+    expected, given = as_complex(gold), as_complex(answer)
+    return expected is None or given is None or not abs(expected - given) > 1e-5 * max(abs(expected), abs(given))
 
 
 def as_complex(expression: Any) -> complex | None:

@@ -81,12 +81,12 @@ class RewardModel:
             self.mean, self.std = config.mean, config.std
         self.model.to(device).eval().requires_grad_(False)
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float]:
         """A score per completion. Raises a `RewardError`, on every process, where one is not finite."""
         return scored_together(lambda: self.score(prompts, completions))
 
     @torch.inference_mode()
-    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
+    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
         """As a call, for this process alone."""
         rows = [self.tokenize(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         if cut := sum(len(ids) > self.max_length for ids in rows):

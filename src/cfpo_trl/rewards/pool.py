@@ -71,13 +71,16 @@ class Worker:
     """One process that has imported math-verify, its child that verifies, and the task that it is busy with."""
 
     def __init__(self, memory: int):
+        self.command = [sys.executable, str(WORKER), str(memory)]
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), str(memory)],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # so that one signal ends both
         )
+        assert self.process.stdin and self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.child: int | None = None  # its process id
         self.received = b""
         self.start()
@@ -89,12 +92,12 @@ class Worker:
     def send(self, index: int, gold: str, text: str, seconds: float) -> None:
         self.task, self.deadline = index, time.monotonic() + seconds + GRACE
         message = json.dumps({"id": index, "gold": gold, "text": text, "seconds": seconds})
-        self.process.stdin.write(message.encode() + b"\n")
-        self.process.stdin.flush()
+        self.stdin.write(message.encode() + b"\n")
+        self.stdin.flush()
 
     def read(self) -> Iterator[dict[str, Any]]:
         """What it has said since the last time. Raises an `EOFError` when it has ended."""
-        chunk = os.read(self.process.stdout.fileno(), 65536)
+        chunk = os.read(self.stdout.fileno(), 65536)
         if not chunk:
             raise EOFError
         *lines, self.received = (self.received + chunk).split(b"\n")
@@ -104,6 +107,7 @@ class Worker:
 
     def interrupt(self) -> None:
         """Ends what it does; it can have a new task within milliseconds."""
+        assert self.child is not None
         with contextlib.suppress(ProcessLookupError):  # it has just died
             os.kill(self.child, signal.SIGKILL)
         self.start()
@@ -113,8 +117,8 @@ class Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         with contextlib.suppress(BrokenPipeError):  # unsent bytes have no reader
-            self.process.stdin.close()
-        self.process.stdout.close()
+            self.stdin.close()
+        self.stdout.close()
 
 
 class Batch:
@@ -226,9 +230,9 @@ class VerifierPool:
         """Waits for the next verdict, death or deadline."""
         deadlines = [worker.deadline for worker in self.workers if worker.task is not None]
         pause = min([*deadlines, batch.end, time.monotonic() + START_UP]) - time.monotonic()
-        readable = wait([worker.process.stdout for worker in self.workers], max(pause, 0))
+        readable = wait([worker.stdout.fileno() for worker in self.workers], max(pause, 0))
         for worker in list(self.workers):
-            if worker.process.stdout in readable:
+            if worker.stdout.fileno() in readable:
                 self._read(worker, batch)
             elif worker.task is not None and time.monotonic() > worker.deadline:
                 self._lose(worker, batch)
@@ -241,11 +245,11 @@ class VerifierPool:
             return
         for reply in replies:
             if reply["status"] == "ready":
-                if worker.task not in (None, STARTING):  # of which the one before it died, or before which
+                if worker.task is not None and worker.task != STARTING:  # of which the one before it died, or before which
                     self.replaced += 1
                     batch.settle(worker.task, Verdict("died", 0.0))
                 worker.child, worker.task, self.failed_starts = reply["pid"], None, 0
-            elif reply.pop("id") == worker.task:  # else it came as it was interrupted
+            elif worker.task is not None and reply.pop("id") == worker.task:  # else it came as it was interrupted
                 batch.settle(worker.task, Verdict(**reply))
                 worker.task = None
                 if reply["status"] == "out_of_memory":
@@ -260,7 +264,7 @@ class VerifierPool:
                 raise RuntimeError(
                     f"The accuracy reward's worker failed to start {self.failed_starts} times; "
                     f"memory_gib={self.limits.memory_gib} may be too small. "
-                    f"To see why, run: {' '.join(worker.process.args)} </dev/null"
+                    f"To see why, run: {' '.join(worker.command)} </dev/null"
                 )
         if ended or index == STARTING:
             self.replaced += 1
@@ -268,7 +272,7 @@ class VerifierPool:
             worker.kill()
         else:
             self._interrupt(worker)
-        if index not in (None, STARTING):
+        if index is not None and index != STARTING:
             batch.settle(index, Verdict("died" if ended else "timeout", 0.0))
 
     def _interrupt(self, worker: Worker) -> None:

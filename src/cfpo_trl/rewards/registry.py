@@ -57,7 +57,7 @@ def load_reward(name: str, parameters: dict[str, Any] | None = None) -> Callable
         ValueError: the module or attribute does not exist, the reward does not take these parameters, the model
             cannot be loaded, or no server listens.
     """
-    path, given = REWARDS.get(name, name), {}
+    path, given = REWARDS.get(name, name), dict[str, Any]()
     if "/" in name:
         path, given = (SERVER, {"url": name}) if "://" in name else (MODEL, {"model": name})
     module_name, attribute = path.rsplit(".", 1)

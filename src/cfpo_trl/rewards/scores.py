@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+
+
+Scores = TypeVar("Scores", float, float | None)
 
 
 class RewardError(RuntimeError):
@@ -29,12 +32,13 @@ def checked(scores: Any, count: int, source: str) -> list[float | None]:
     return list(scores)
 
 
-def scored_together(score: Callable[[], list[float | None]]) -> list[float | None]:
+def scored_together(score: Callable[[], list[Scores]]) -> list[Scores]:
     """What `score` returns; if it raises a `RewardError` on one process, it raises on all of them.
 
     Without that, the others would wait for the failed one's rewards until their collective's time-out.
     """
-    scores, problem = [], None
+    scores: list[Scores] = []
+    problem = None
     try:
         scores = score()
     except RewardError as error:

@@ -83,23 +83,23 @@ class ServerRollouts(VLLMGeneration):
         self.accelerator.wait_for_everyone()
 
     def sync_weights(self) -> None:
-        failure = [None]
+        failure: list[RolloutServerError | None] = [None]
         try:
             if self.sync_folder is None:
                 super().sync_weights()
             else:
-                self._sync_by_folder()
+                self._sync_by_folder(self.sync_folder)
         except RolloutServerError as error:
             failure = [error]
         broadcast_object_list(failure)  # the other processes only gather: they cannot know
         if failure[0]:
             raise failure[0]
 
-    def _sync_by_folder(self) -> None:
+    def _sync_by_folder(self, folder: Path) -> None:
         weights = self._iter_named_params()  # gathered by all processes together
         if self.accelerator.is_main_process:
-            write_weights(weights, self.sync_folder)
-            self.vllm_client.reload_policy(self.sync_folder)
+            write_weights(weights, folder)
+            self.vllm_client.reload_policy(folder)
             self.vllm_client.reset_prefix_cache()
         else:
             for _ in weights:

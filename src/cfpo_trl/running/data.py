@@ -1,10 +1,10 @@
 """Datasets and prompts: from a hub, a file, a folder or a generator, to the columns that the trainer reads."""
 
-import json
 import logging
 import math
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from ..rewards.pool import Limits, VerifierPool
 from ..suggestions import nearest
 from ..together import decided_by_main
 from .existing_run import RunArguments
+from .recipe import mapping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,8 +70,7 @@ class DataArguments(RunArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.dataset_options, str):  # from the command line
-            self.dataset_options = json.loads(self.dataset_options)
+        self.dataset_options = mapping(self.dataset_options)
         if self.chat_template and "{" not in self.chat_template and not Path(self.chat_template).is_file():
             raise ValueError(f"chat_template={self.chat_template!r} is no file here, and no Jinja template.")
         if self.dataset_streaming:
@@ -106,7 +106,7 @@ def load_splits(args: DataArguments, mixture: "DatasetMixtureConfig") -> "Datase
     if not name:
         raise ValueError("No data: give dataset_name, or a mixture in `datasets`.")
     if name.startswith(GENERATED):
-        return generate(name.removeprefix(GENERATED), dict(args.dataset_options or {}))
+        return generate(name.removeprefix(GENERATED), mapping(args.dataset_options))
     path = Path(name)
     if path.is_file() and path.suffix not in BUILDERS:
         raise ValueError(f"dataset_name={name!r} ends in {path.suffix!r}; readable: {', '.join(BUILDERS)}.")
@@ -140,7 +140,7 @@ def generate(task: str, options: dict[str, Any]) -> "DatasetDict":
         )
     sizes = {"train": options.pop("size", 1000), "test": options.pop("test_size", 100)}
     seed = options.pop("seed", 0)
-    splits, seen = {}, set()
+    splits, seen = {}, set[str]()
     for split, size in sizes.items():
         entries = reasoning_gym.create_dataset(task, size=size, seed=seed, **options)
         seed += size  # a problem's seed is the dataset's plus its index: go on behind the last one
@@ -219,7 +219,7 @@ def prepare(
     if needs_mathematics:
         dataset = drop_unreadable_golds(dataset, prompts)
     if args.max_prompt_length is not None:
-        dataset = drop_long_prompts(dataset, args, tokenizer, template_kwargs)
+        dataset = drop_long_prompts(dataset, args.max_prompt_length, args.long_prompts, tokenizer, template_kwargs)
     if len(dataset) == 0:
         raise ValueError("No row of a split is left to train on, or to evaluate on: see the messages above.")
     return dataset
@@ -324,7 +324,7 @@ def unparseable_golds(golds: list[str]) -> set[str]:
     unparseable = set()
     hidden = True if not PartialState().is_main_process else None  # None: hidden without a terminal
     for chunk in tqdm(chunks, desc=f"Checking {len(golds)} solutions", disable=hidden):
-        verdicts = decided_by_main(lambda chunk=chunk: pool.judge([(gold, "") for gold in chunk]))
+        verdicts = decided_by_main(partial(pool.judge, [(gold, "") for gold in chunk]))
         unparseable |= {gold for gold, verdict in zip(chunk, verdicts, strict=True) if verdict.status != "no_answer"}
     pool.close()
     return unparseable
@@ -332,20 +332,21 @@ def unparseable_golds(golds: list[str]) -> set[str]:
 
 def drop_long_prompts(
     dataset: "Dataset",
-    args: DataArguments,
+    longest: int,
+    long_prompts: str,
     tokenizer: "PreTrainedTokenizerBase",
     template_kwargs: dict[str, Any] | None,
 ) -> "Dataset":
-    """Drops the prompts over `max_prompt_length` and says how many, or refuses; a prompt is never cut."""
+    """Drops the prompts of more than `longest` tokens and says how many, or refuses; a prompt is never cut."""
     texts = [render(prompt, tokenizer, template_kwargs) for prompt in dataset["prompt"]]
     lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
-    kept = [index for index, length in enumerate(lengths) if length <= args.max_prompt_length]
+    kept = [index for index, length in enumerate(lengths) if length <= longest]
     if len(kept) < len(lengths):
         message = (
             f"{len(lengths) - len(kept)} of {len(lengths)} prompts have more than max_prompt_length="
-            f"{args.max_prompt_length} tokens, the longest {max(lengths)}"
+            f"{longest} tokens, the longest {max(lengths)}"
         )
-        if args.long_prompts == "refuse":
+        if long_prompts == "refuse":
             raise ValueError(f"{message}; raise it, or set long_prompts: drop.")
         logger.warning("%s; dropped.", message)
     return dataset.select(kept)

@@ -86,9 +86,9 @@ class SaveOnSignal(TrainerCallback):
     ) -> TrainerControl:
         now = time.monotonic()
         late = self.received and now + (now - self.began) > self.at + self.patience
-        received, late = of_all(self.received, late)
+        signals, lateness = of_all(self.received, late)
         self.exact = (state.global_step - self.first) % self.cycle == 0
-        if received and (self.exact or late):  # the processes stop together
+        if signals and (self.exact or lateness):  # the processes stop together
             self.received = self.received or int(signal.SIGTERM)
             control.should_save = control.should_training_stop = True
         return control

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -128,6 +129,11 @@ def with_numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [with_numbers(member) for member in value]
     return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+
+
+def mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """An option that is a mapping: the recipe gives it as such, the command line as JSON."""
+    return dict((json.loads(value) if isinstance(value, str) else value) or {})
 
 
 def translated(message: str) -> str:

@@ -77,7 +77,7 @@ PLAIN = {
     "log": operator(logarithmic),
     "one_sided": operator(quadratic, one_sided=True),
 }
-WITH_NUMBER = {
+WITH_NUMBER: dict[str, Callable[[float], Operator]] = {
     "bounded": lambda slope: partial(soft_clip, penalty_slope=slope),
     "smooth": lambda slope: operator(smooth(slope)),
     "adaptive": Adaptive,

@@ -26,7 +26,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
         for entry in result["history"]:
             if "train_runtime" not in entry:
                 steps[entry["step"]] = entry | steps.get(entry["step"], {})  # a resumed run evaluates once more
-        facts = {"run": run.folder.name, "parts": " ".join(run.parts)}
+        facts: dict[str, Any] = {"run": run.folder.name, "parts": " ".join(run.parts)}
         chosen = {option: run.recipe.get(option) for option in options}
         facts |= {option: str(value) if option in texts else value for option, value in chosen.items()}
         facts |= {key: result[key] for key in ("commit", "seconds", "failure")}

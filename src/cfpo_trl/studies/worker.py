@@ -38,6 +38,7 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is the parent's alone: it stops the workers, which save nothing
             )
         job = {"folder": str(run.folder), "cell": run.cell, "keep_model": keep_model}
+        assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline().strip()
@@ -80,7 +81,7 @@ def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
     trainers = []
 
     def build_trainer(**arguments: Any) -> CFPOTrainer:
-        trainer_class = CFPOTrainer  # with its own penalty_slope
+        trainer_class: Any = CFPOTrainer  # with its own penalty_slope
         if cell["objective"] != "cfpo":
             operator = staticmethod(build(cell["objective"]))
             trainer_class = type("ComparedTrainer", (CFPOTrainer,), {"soft_clip": operator})
