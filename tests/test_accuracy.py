@@ -292,8 +292,9 @@ ORPHAN = r"""
 import os, sys, threading
 from cfpo_trl.rewards import accuracy_reward
 from cfpo_trl.rewards.pool import get_pool
-accuracy_reward([r"\boxed{3}", r"\boxed{4}"], ["3", "3"])
 workers = get_pool(accuracy_reward.limits).workers
+while not workers or any(worker.child is None for worker in workers):  # one may do all before the other has started
+    accuracy_reward([r"\boxed{3}", r"\boxed{4}"], ["3", "3"])
 print(*[pid for worker in workers for pid in (worker.process.pid, worker.child)], flush=True)
 accuracy_reward([sys.argv[1], sys.argv[1] + " "], ["5", "5"])
 """

@@ -83,7 +83,6 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_by_itself_and_equals_an_uninterrupted_one(recipe, tmp_path):
     whole = run(recipe)
     assert "The first prompt, as the model sees it:\n0+0=" in whole.stderr

@@ -31,9 +31,10 @@ from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED,
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.rollouts.server import RolloutServerError, check_vllm, trl_rolls_out
 from cfpo_trl.running.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
-from cfpo_trl.running.existing_run import ExistingRun, FinishedRun
+from cfpo_trl.running.existing_run import RECORD, ExistingRun, FinishedRun
 from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
 from cfpo_trl.running.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
+from cfpo_trl.running.progress import one_line_per_log
 from cfpo_trl.running.recipe import RecipeParser, mapping
 from cfpo_trl.together import leave_together
 
@@ -185,6 +186,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
                 peft_config=get_peft_config(model_args),
                 **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
             )
+        one_line_per_log(trainer)
         run.begin()
 
     # Train
@@ -205,7 +207,9 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
             model_name=Path(training_args.output_dir).name, dataset_name=public_name(script_args.dataset_name)
         )
         trainer.save_metrics("train", metrics)  # last: it marks the run as finished
-        trainer.accelerator.print(f"Model saved in {training_args.output_dir}")
+        trainer.accelerator.print(
+            f"Model saved in {training_args.output_dir}; every log in trainer_state.json, the options in {RECORD}."
+        )
     if number := stop.received_by_any():
         trainer.accelerator.print("The training had ended when the signal came; the evaluation is left out.")
         leave_together()

@@ -25,6 +25,7 @@ from cfpo_trl.running.data import DataArguments, load_splits, select_split
 from cfpo_trl.running.existing_run import ExistingRun, FinishedRun
 from cfpo_trl.running.interrupt import AlreadyTrained, SaveOnSignal, StopAtTheEnd, end_with_launcher
 from cfpo_trl.running.loading import check_model, hide_tied_heads, model_init_kwargs, trusts_remote_code
+from cfpo_trl.running.progress import one_line_per_log
 from cfpo_trl.running.recipe import RecipeParser
 from cfpo_trl.together import leave_together
 
@@ -96,6 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
             peft_config=get_peft_config(model_args),
             **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
         )
+        one_line_per_log(trainer)
         run.begin()
 
     # Train

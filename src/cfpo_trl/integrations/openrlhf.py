@@ -12,7 +12,6 @@ import math
 import runpy
 import sys
 from importlib.metadata import version
-from types import ModuleType
 from typing import Any
 
 ENTRY = "openrlhf.cli.train_ppo_ray"

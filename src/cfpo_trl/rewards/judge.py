@@ -160,9 +160,7 @@ def values_of_unknowns(expression: Any) -> list | None:
     names = [str(equation.lhs) for equation in equations]
     indices = [index for name in names if (index := INDEX.search(name))]
     of_one = len({INDEX.sub("", name) for name in names}) == 1
-    if len(set(names)) == 1 or (
-        of_one and {int(index[1]) for index in indices} == set(range(1, len(names) + 1))
-    ):
+    if len(set(names)) == 1 or (of_one and {int(index[1]) for index in indices} == set(range(1, len(names) + 1))):
         return None
     return [equation.rhs for equation in equations]
 

@@ -79,7 +79,8 @@ class Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # so that one signal ends both
         )
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.child: int | None = None  # its process id
         self.received = b""
@@ -245,7 +246,9 @@ class VerifierPool:
             return
         for reply in replies:
             if reply["status"] == "ready":
-                if worker.task is not None and worker.task != STARTING:  # of which the one before it died, or before which
+                if (
+                    worker.task is not None and worker.task != STARTING
+                ):  # of which the one before it died, or before which
                     self.replaced += 1
                     batch.settle(worker.task, Verdict("died", 0.0))
                 worker.child, worker.task, self.failed_starts = reply["pid"], None, 0

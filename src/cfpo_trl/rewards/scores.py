@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-
 Scores = TypeVar("Scores", float, float | None)
 
 

@@ -20,7 +20,6 @@ SHARED = {  # of every run; a study's recipe overrides it
     "report_to": "none",
     "push_to_hub": False,
     "disable_tqdm": True,
-    "steps_per_generation": 1,
     "num_iterations": 1,
 }
 
@@ -79,6 +78,7 @@ def expand(study: dict[str, Any]) -> list[Run]:
         cells = [dict(zip(part["grid"], values, strict=True)) for values in itertools.product(*choices)]
         for cell in sorted(cells, key=lambda cell: cell["seed"]):
             recipe = SHARED | base | cell
+            recipe.setdefault("steps_per_generation", recipe.get("gradient_accumulation_steps", 1))  # as in TRL
             cycle = steps_per_rollout(recipe, name)
             recipe |= {
                 "max_steps": study["rollout_batches"] * cycle,

@@ -38,7 +38,8 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is the parent's alone: it stops the workers, which save nothing
             )
         job = {"folder": str(run.folder), "cell": run.cell, "keep_model": keep_model}
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline().strip()
