@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from datasets import Dataset, DatasetDict
+from transformers import set_seed
 from trl import DatasetMixtureConfig
 
 from cfpo_trl.rewards import accuracy_reward, exact_match_reward
@@ -79,6 +80,20 @@ def test_mixture(tmp_path):
     assert len(load_splits(DataArguments(), mixture)["train"]) == 12
     with pytest.raises(ValueError, match="are both given"):
         load_splits(DataArguments(dataset_name="x"), mixture)
+    mixture.streaming = True
+    with pytest.raises(ValueError, match="streaming=True: every row is checked"):
+        load_splits(DataArguments(), mixture)
+
+
+def test_a_mixture_is_split_alike_at_every_start(tmp_path):
+    rows = [{"prompt": str(i), "solution": str(i)} for i in range(200)]
+    write(tmp_path / "a.jsonl", rows)
+    files = {"path": "json", "data_files": str(tmp_path / "a.jsonl")}
+    splits = []
+    for seed in (1, 2):  # whatever was drawn before
+        set_seed(seed)
+        splits.append(load_splits(DataArguments(), DatasetMixtureConfig(datasets=[files], test_split_size=0.2)))
+    assert splits[0]["test"]["prompt"] == splits[1]["test"]["prompt"]
 
 
 def test_generated_offline_and_disjoint():
@@ -241,7 +256,7 @@ TOGETHER = """
 import os, sys
 from accelerate import PartialState
 from cfpo_trl.running.data import unparseable_golds
-from cfpo_trl.together import decided_by_main
+from cfpo_trl.together import decided_by_main, leave_together
 rank = PartialState(cpu=True).process_index
 decided = decided_by_main(lambda: os.getpid()), unparseable_golds(["$x$", r"$\\det A$"])
 os.write(1, f"{rank} {decided}\\n".encode())  # at one go: two processes write
@@ -249,6 +264,7 @@ try:
     decided_by_main(lambda: 1 / 0)
 except ZeroDivisionError:
     os.write(1, f"{rank} failed\\n".encode())
+leave_together()
 """
 
 

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 def test_demo_learns_and_leaves_a_checkpoint_a_log_and_a_plot():
     output = subprocess.check_output([sys.executable, "scripts/demo/demo.py"], cwd=ROOT, text=True)
-    before, after = map(float, re.search(r"sampled \(T = 1\) +(\S+) +(\S+)", output).groups())
+    before, after, clipped = map(float, re.search(r"sampled \(T = 1\) +(\S+) +(\S+) +(\S+)", output).groups())
     assert before <= 0.5
-    assert after >= 0.9
+    assert min(after, clipped) >= 0.9
     trained = ROOT / "runs" / "demo" / "cfpo"
     AutoModelForCausalLM.from_pretrained(trained)
     log = json.loads((trained / "trainer_state.json").read_text())["log_history"]

@@ -79,6 +79,24 @@ def test_continue_goes_on_with_another_recipe(run, output):
     assert yaml.safe_load((output / "resolved_recipe.yaml").read_text())["max_steps"] == 6
 
 
+def test_continue_takes_the_recipe_s_learning_rate(run, output):
+    run("--lr_scheduler_type", "linear", "--max_steps", "4")
+    run(
+        "--lr_scheduler_type",
+        "linear",
+        "--max_steps",
+        "8",
+        "--learning_rate",
+        "8e-5",
+        "--if_output_exists",
+        "continue",
+    )
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    rates = {entry["step"]: entry["learning_rate"] for entry in log if "learning_rate" in entry}
+    assert rates[4] == pytest.approx(0.01 * (1 - 3 / 4))
+    assert [rates[step] for step in (5, 6, 7, 8)] == pytest.approx([8e-5 * (1 - done / 8) for done in (4, 5, 6, 7)])
+
+
 @pytest.mark.parametrize("option", [("--if_output_exists", "restart"), ("--resume_from_checkpoint", "false")])
 def test_restart_keeps_the_old_run_under_another_name(run, output, option):
     run()

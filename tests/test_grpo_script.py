@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from cfpo_trl import CFPOConfig, grpo
+from cfpo_trl.mistakes import Mistake
 from cfpo_trl.running.recipe import RecipeParser
 from cfpo_trl.tiny.model import build_model, build_tokenizer
 from conftest import LETTERS
@@ -84,6 +85,8 @@ MISTAKES = [
     (["--model_name_or_path", "{folder}/modle"], "there is no such folder .did you mean '.*/model'"),
     (["--model_name_or_path", "{folder}/data"], "is a folder without a model's config.json"),
     (["--dataset_prompt_column", "promt"], "'promt' is not in the dataset .did you mean 'prompt'"),
+    (["--reward_parameters", "{cosine: 1}"], "reward_parameters='{cosine: 1}' is no mapping .Expecting property name"),
+    (["--benchmarks", "[1]"], "benchmarks='.1.' is no mapping; on the command line it is written as JSON"),
     (["--if_output_exists", "overwrite"], "argument --if_output_exists.*: invalid choice: 'overwrite'"),
     (["--reward_funcs", "os.pathh"], "reward_funcs has 'os.pathh', and os has no 'pathh' .did you mean 'path'"),
 ]
@@ -102,6 +105,12 @@ def test_a_recipe_that_is_not_there(recipe):
         grpo.main([f"--config={recipe.with_suffix('.yml')}"])
     with pytest.raises(ValueError, match="--config names no file; give a path, or the name of a recipe"):
         grpo.main(["--objective", "cfpo", "--config"])
+
+
+def test_a_recipe_that_is_no_yaml(recipe):
+    recipe.write_text("epsilon: [0.1\nseed: 3\n")
+    with pytest.raises(Mistake, match="The recipe is no YAML: while parsing a flow sequence"):
+        grpo.main(["--config", str(recipe)])
 
 
 def test_unknown_objective_in_yaml(recipe):
@@ -191,6 +200,7 @@ def test_a_reward_of_one_s_own_reads_the_columns_by_their_own_names(recipe, tmp_
 @pytest.mark.parametrize(
     ("signature", "message"),
     [
+        ("completions, prompt, **kwargs", "'own_rewards.mine', which asks for 'prompt' .did you mean 'prompts'"),
         ("completions, solutoin, **kwargs", "'own_rewards.mine', which asks for 'solutoin' .did you mean 'solution'"),
         ("completions, solution", "'own_rewards.mine', which takes no .*kwargs for what it does not use"),
     ],

@@ -1,4 +1,4 @@
-"""The main job on a laptop: a tiny model learns to spell words backward by CFPO; ends with a table and a plot.
+"""The main job on a laptop: a tiny model learns to spell words backward by CFPO, and by GRPO; a table and a plot.
 
 python scripts/demo/demo.py     (or `make demo`)
 """
@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from cfpo_trl import grpo
+from cfpo_trl.studies.objectives import trainer_of
 from cfpo_trl.tiny.model import build_model, build_tokenizer
 from cfpo_trl.tiny.warm_start import write_splits
 
 RUN = Path("runs/demo")
-RECIPE = "recipes/demo/config_cfpo.yaml"
+RECIPES = {name: f"recipes/demo/config_{name}.yaml" for name in ("cfpo", "grpo")}
+COLORS = {"cfpo": "#0072B2", "grpo": "#D55E00"}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 HELD_OUT = 1000  # words that neither the warm start nor the training sees
 NOISE = 0.65  # share of warm-start labels with one wrong letter
@@ -87,19 +89,22 @@ def accuracy(checkpoint: Path, rows: list[dict], sample: bool) -> float:
     return sum(answer == row["solution"] for answer, row in zip(answers, rows, strict=True)) / len(rows)
 
 
-def plot(log: list[dict], path: Path) -> None:
+def plot(path: Path) -> None:
     """Reward, and total variation between the updated and the sampling policy, over the optimizer's steps."""
     figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(7, 5), layout="constrained")
-    for axis, metric, label, color in (
-        (top, "reward", "mean reward", "#0072B2"),
-        (bottom, "cfpo/tv", "total variation ½·E|r − 1|", "#D55E00"),
+    for axis, metric, label in (
+        (top, "reward", "mean reward of the rollouts"),
+        (bottom, "cfpo/tv", "total variation ½·E|r − 1|"),
     ):
-        points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
-        axis.plot(*zip(*points, strict=True), color=color)
+        for name, color in COLORS.items():
+            log = json.loads((RUN / name / "trainer_state.json").read_text())["log_history"]
+            points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
+            axis.plot(*zip(*points, strict=True), color=color, label=name.upper())
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    top.set_title("CFPO on a character-level Qwen2: spelling words backward")
+    top.legend()
+    top.set_title("A character-level Qwen2 learns to spell words backward")
     bottom.set_xlabel("optimizer step")
     figure.savefig(path, dpi=150)
 
@@ -122,19 +127,19 @@ def main() -> None:
         return
 
     start = time.perf_counter()
-    shutil.rmtree(RUN / "cfpo", ignore_errors=True)  # a finished run would stay as it is
     held_out = prepare()
-    print(f"2/3  CFPO: accelerate launch src/cfpo_trl/grpo.py --config {RECIPE}", flush=True)
-    grpo.main(["--config", RECIPE])
+    for name, recipe in RECIPES.items():
+        shutil.rmtree(RUN / name, ignore_errors=True)  # a finished run would stay as it is
+        print(f"2/3  {name.upper()}: accelerate launch src/cfpo_trl/grpo.py --config {recipe}", flush=True)
+        grpo.main(["--config", recipe], trainer_class=trainer_of(name))  # GRPO's clip, which logs its TV, too
     print(f"3/3  Accuracy on {len(held_out)} held-out words, which training never saw", flush=True)
 
-    trained = RUN / "cfpo"
-    plot(json.loads((trained / "trainer_state.json").read_text())["log_history"], trained / "training.png")
-    print(f"\n{'held-out accuracy':<22}{'before':>8}{'after':>8}")
+    plot(RUN / "cfpo" / "training.png")
+    print(f"\n{'held-out accuracy':<22}{'before':>8}{'CFPO':>8}{'GRPO':>8}")
     for name, sample in (("sampled (T = 1)", True), ("greedy", False)):
-        before, after = (accuracy(checkpoint, held_out, sample) for checkpoint in (RUN / "start", trained))
-        print(f"{name:<22}{before:>8.3f}{after:>8.3f}")
-    print(f"\ncheckpoint, log and plot: {trained}/ (model.safetensors, trainer_state.json, training.png)")
+        scores = [accuracy(RUN / folder, held_out, sample) for folder in ("start", *RECIPES)]
+        print(f"{name:<22}" + "".join(f"{score:>8.3f}" for score in scores))
+    print(f"\ncheckpoint, log and plot: {RUN}/cfpo/ (model.safetensors, trainer_state.json, training.png)")
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -31,7 +31,7 @@ from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED,
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.rollouts.server import RolloutServerError, check_vllm, trl_rolls_out
 from cfpo_trl.running.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
-from cfpo_trl.running.existing_run import RECORD, ExistingRun, FinishedRun
+from cfpo_trl.running.existing_run import RECORD, ExistingRun, FinishedRun, LearningRateOfTheRecipe
 from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
 from cfpo_trl.running.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
 from cfpo_trl.running.progress import one_line_per_log
@@ -82,9 +82,9 @@ class CFPOScriptArguments(DataArguments):
             raise ValueError(f"objective={self.objective!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
         if isinstance(self.reward_funcs, str):
             self.reward_funcs = [self.reward_funcs]
-        check_rewards(self.reward_funcs, mapping(self.reward_parameters))
+        check_rewards(self.reward_funcs, mapping("reward_parameters", self.reward_parameters))
         if self.benchmarks:
-            check_benchmarks(mapping(self.benchmarks))
+            check_benchmarks(mapping("benchmarks", self.benchmarks))
 
 
 ARGUMENTS = (CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig)
@@ -161,7 +161,8 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         logger.info("%d rows to train on. The first prompt, as the model sees it:\n%s", len(train_dataset), first)
 
         # Rewards
-        parameters = {name: dict(values or {}) for name, values in mapping(script_args.reward_parameters).items()}
+        given = mapping("reward_parameters", script_args.reward_parameters)
+        parameters = {name: dict(values or {}) for name, values in given.items()}
         for name in NEED_THINK_OPENED & set(script_args.reward_funcs):
             if opens_think(first):
                 logger.info("The chat template opens <think> already: the %s reward does not ask for it again.", name)
@@ -172,7 +173,12 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
         quantization = get_quantization_config(model_args)
         stop, random_state = SaveOnSignal(cycle), RandomStateAtStep()
-        benchmarks = EvaluateCheckpoints(mapping(script_args.benchmarks)) if script_args.benchmarks else None
+        benchmarks = (
+            EvaluateCheckpoints(mapping("benchmarks", script_args.benchmarks)) if script_args.benchmarks else None
+        )
+        callbacks = [stop, random_state, StopAtTheEnd(), *([benchmarks] if benchmarks else [])]
+        if script_args.if_output_exists == "continue" and checkpoint:
+            callbacks.append(LearningRateOfTheRecipe())
         trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": AlignmentTrainer}[script_args.objective]
         with rollouts(training_args):
             trainer = trainer_class(
@@ -182,7 +188,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processor,
-                callbacks=[stop, random_state, StopAtTheEnd(), *([benchmarks] if benchmarks else [])],
+                callbacks=callbacks,
                 peft_config=get_peft_config(model_args),
                 **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
             )
@@ -271,9 +277,10 @@ def save_and_exit(
     if trainer.state.global_step:
         random_state.restore(trainer.state.global_step)
         trainer._save_checkpoint(trainer.model, trial=None)
+    saved = get_last_checkpoint(trainer.args.output_dir) or "none, for no step was done"
     trainer.accelerator.print(
-        f"{error}\nStopped at step {trainer.state.global_step}; last checkpoint: "
-        f"{get_last_checkpoint(trainer.args.output_dir)}. When that works again, run the same command again."
+        f"{error}\nStopped at step {trainer.state.global_step}; last checkpoint: {saved}. "
+        "When that works again, run the same command again."
     )
     leave_together()
     sys.exit(1)

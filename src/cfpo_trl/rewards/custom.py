@@ -11,14 +11,15 @@ from .scores import RewardError, scored_together
 
 logger = logging.getLogger("cfpo_trl")
 
-# What TRL gives to every reward, beside the dataset's columns.
+# What TRL gives to every reward, beside the dataset's columns, and the columns that it keeps to itself.
 GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+KEPT = {"prompt", "completion"}
 EXAMPLE = "def my_reward(completions, **kwargs): return [1.0 for completion in completions]"
 
 
 def check_signature(name: str, reward: Callable, columns: Iterable[str]) -> None:
     """Raises a `ValueError` where the function cannot be called with what TRL gives it."""
-    given = GIVEN | set(columns)
+    given = GIVEN | set(columns) - KEPT
     parameters = inspect.signature(reward).parameters.values()
     unknown = [
         parameter.name

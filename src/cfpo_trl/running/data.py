@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 GENERATED = "reasoning_gym:"
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SHOWN = 3  # bad rows that a message shows
+MIXTURE_SEED = 0
 CHECKED_TOGETHER = 1000  # references; other processes wait for so many at a time
 PLAIN_NUMBER = re.compile(r"\$-?\d+(?:\.\d+)?\$")  # no need to ask math-verify
 
@@ -70,7 +71,7 @@ class DataArguments(RunArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.dataset_options = mapping(self.dataset_options)
+        self.dataset_options = mapping("dataset_options", self.dataset_options)
         if self.chat_template and "{" not in self.chat_template and not Path(self.chat_template).is_file():
             raise ValueError(f"chat_template={self.chat_template!r} is no file here, and no Jinja template.")
         if self.dataset_streaming:
@@ -96,17 +97,21 @@ def load_splits(args: DataArguments, mixture: "DatasetMixtureConfig") -> "Datase
     """
     from datasets import DatasetDict, load_dataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
+    from transformers import set_seed
     from trl import get_dataset
 
     name = args.dataset_name
     if mixture.datasets and name:
         raise ValueError(f"dataset_name={name!r} and a mixture in `datasets` are both given; remove one.")
     if mixture.datasets:
+        if mixture.streaming:
+            raise ValueError("streaming=True: every row is checked before training; leave it out.")
+        set_seed(MIXTURE_SEED)  # its test split is drawn from the global state: alike on all processes and at a resume
         return get_dataset(mixture)
     if not name:
         raise ValueError("No data: give dataset_name, or a mixture in `datasets`.")
     if name.startswith(GENERATED):
-        return generate(name.removeprefix(GENERATED), mapping(args.dataset_options))
+        return generate(name.removeprefix(GENERATED), mapping("dataset_options", args.dataset_options))
     path = Path(name)
     if path.is_file() and path.suffix not in BUILDERS:
         raise ValueError(f"dataset_name={name!r} ends in {path.suffix!r}; readable: {', '.join(BUILDERS)}.")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ScriptArguments
 
@@ -148,6 +150,28 @@ class ExistingRun:
 
     def _renamed(self, number: int) -> Path:
         return self.folder.with_name(f"{self.folder.name}.{number}")
+
+
+class LearningRateOfTheRecipe(TrainerCallback):
+    """Sets the recipe's learning rate and length where a training goes on with others: a checkpoint has its own."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)  # behind Accelerate's wrapper
+        if not isinstance(schedule, LambdaLR):  # reduce_lr_on_plateau has lowered it for its reasons
+            return
+        schedule.base_lrs = [args.learning_rate] * len(schedule.base_lrs)
+        for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group["initial_lr"] = args.learning_rate
+            group["lr"] = args.learning_rate * factor(schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]  # which the log shows
 
 
 def means(value: Any, *words: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from trl import TrlParser
 
 from ..mistakes import Mistake
@@ -46,6 +47,8 @@ class RecipeParser(TrlParser):
             return super().parse_args_and_config(args, **options)
         except Mistake:
             raise
+        except yaml.YAMLError as error:
+            raise Mistake(f"The recipe is no YAML: {error}") from error
         except (ValueError, TypeError) as error:
             raise Mistake(translated(str(error))) from error
 
@@ -131,9 +134,17 @@ def with_numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 
-def mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """An option that is a mapping: the recipe gives it as such, the command line as JSON."""
-    return dict((json.loads(value) if isinstance(value, str) else value) or {})
+def mapping(option: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """The value of an option that is a mapping: the recipe gives it as such, the command line as JSON."""
+    try:
+        read = json.loads(value) if isinstance(value, str) else value or {}
+    except json.JSONDecodeError as error:
+        read, problem = None, f" ({error})"
+    else:
+        problem = ""
+    if not isinstance(read, dict):
+        raise ValueError(f"{option}={value!r} is no mapping{problem}; on the command line it is written as JSON.")
+    return dict(read)
 
 
 def translated(message: str) -> str:

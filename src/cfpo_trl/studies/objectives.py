@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cfpo_trl import soft_clip, tv_distance
+from cfpo_trl import CFPOTrainer, soft_clip, tv_distance
 
 Operator = Callable[[Tensor, Tensor, float, float], Tensor]
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -93,3 +93,10 @@ def build(name: str) -> Operator:
         return WITH_NUMBER[kind](float(number))
     choices = [*PLAIN, *(f"{kind}-<number>" for kind in WITH_NUMBER)]
     raise ValueError(f"objective={name!r} is unknown; use one of {', '.join(choices)}.")
+
+
+def trainer_of(objective: str) -> type[CFPOTrainer]:
+    """A trainer with that objective, which logs `cfpo/*` for each; all else is CFPOTrainer's."""
+    if objective == "cfpo":
+        return CFPOTrainer  # with its own penalty_slope
+    return type("ComparedTrainer", (CFPOTrainer,), {"soft_clip": staticmethod(build(objective))})

@@ -76,17 +76,13 @@ def work(parent: int) -> None:
 def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
     """One run, by the training script, and its result. Returns `done`, `not finite` (a result, too), or an error."""
     from .. import CFPOTrainer, grpo
-    from .objectives import build
+    from .objectives import trainer_of
 
     commit()  # now: the files may change while it trains
     trainers = []
 
     def build_trainer(**arguments: Any) -> CFPOTrainer:
-        trainer_class: Any = CFPOTrainer  # with its own penalty_slope
-        if cell["objective"] != "cfpo":
-            operator = staticmethod(build(cell["objective"]))
-            trainer_class = type("ComparedTrainer", (CFPOTrainer,), {"soft_clip": operator})
-        trainers.append(trainer_class(**arguments))
+        trainers.append(trainer_of(cell["objective"])(**arguments))
         return trainers[0]
 
     start, failure = time.perf_counter(), None
