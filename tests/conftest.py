@@ -1,6 +1,7 @@
 """The tiny model that the tests train, and a trainer on it."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test reaches a hub
 
@@ -11,6 +12,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cfpo_trl import CFPOTrainer
 from cfpo_trl.tiny.model import build_model, build_tokenizer
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and all that it starts
 
 LETTERS = "abcdefghij"
 CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "disable_tqdm": True}
