@@ -98,7 +98,7 @@ EVALUATION := MODEL TASK BACKEND SERVER SAMPLES TEMPERATURE TOP_P MAX_NEW_TOKENS
 # As they were typed: neither make nor a shell may expand a dollar sign, a quotation mark or a backtick in them.
 literal = $(eval override export $(1) := $$(value $(1)))
 $(foreach variable,$(EVALUATION),$(if $(value $(variable)),$(call literal,$(variable))))
-evaluate: $(EVALUATE_INSTALLED) ## Score MODEL on TASK with lighteval; the README lists the other variables
+evaluate: $(EVALUATE_INSTALLED) ## Score MODEL on TASK with lighteval; docs/evaluate.md lists the other variables
 	@test -n "$$MODEL" -a -n "$$TASK" || { echo "usage: make evaluate MODEL=... TASK=..." >&2; exit 2; }
 	@$(PYTHON) src/cfpo_trl/evaluation/environment.py cfpo_trl.evaluation --environment
 

@@ -131,6 +131,15 @@ def test_accumulation_must_fit_into_the_batches_that_share_rollouts(accumulated,
         assert run.recipe["max_steps"] == 12 * 4 // accumulated
 
 
+def test_a_recipe_that_accumulates_shares_rollouts_as_in_trl():
+    grid = {"objective": "cfpo", "seed": 0, "num_iterations": 2, "gradient_accumulation_steps": 8}
+    one = study(parts={"one": {"question": "?", "grid": grid}})
+    one["recipe"].pop("steps_per_generation", None)
+    (run,) = expand(one)
+    assert run.recipe["steps_per_generation"] == 8
+    assert run.recipe["max_steps"] == 12 * 2
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_studies_of_the_repository(path, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)

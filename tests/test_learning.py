@@ -31,7 +31,7 @@ def test_reward_rises(build_trainer):
 
 @pytest.mark.slow
 def test_resumed_after_sigkill_equals_uninterrupted(build_trainer, tmp_path):
-    """Checkpoints fall between batches of rollouts: see the caveats in the README."""
+    """Checkpoints fall between batches of rollouts: see docs/resume.md."""
     options = {"num_iterations": 2, "max_steps": 8, "save_strategy": "steps", "save_steps": 4, "learning_rate": 3e-3}
     whole = build_trainer(output_dir=str(tmp_path / "whole"), **options)
     whole.train()

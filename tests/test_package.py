@@ -38,6 +38,16 @@ def test_public_names():
         _ = cfpo_trl.GRPO
 
 
+def test_public_rewards():
+    from cfpo_trl import rewards
+
+    names = {"accuracy_reward", "exact_match_reward", "length_reward", "reasoning_accuracy_reward", "load_reward"}
+    names |= {f"get_{kind}_reward" for kind in ("accuracy", "code_format", "cosine", "format", "reasoning_accuracy")}
+    names |= {"get_tag_count_reward", "reasoning_steps_reward"}
+    assert names == set(rewards.__all__)
+    assert all(callable(getattr(rewards, name)) for name in names)
+
+
 def test_typed_and_versioned():
     assert (Path(cfpo_trl.__file__).parent / "py.typed").exists()
     assert metadata.version("cfpo_trl") == cfpo_trl.__version__

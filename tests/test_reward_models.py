@@ -332,7 +332,7 @@ save_strategy: "no"
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["cfpo", "grpo"])
 def test_from_preferences_to_a_policy_that_they_prefer(preferences, objective, tmp_path):
-    """The two commands of the README: the score rises by more than its spread, and what it stands for, too."""
+    """The two commands of docs/alignment.md: the score rises by more than its spread, and what it stands for, too."""
     model = train_reward_model(preferences, "reward_model", "--max_steps", "60", "--save_strategy", "no")
     recipe = f"""
 objective: {objective}

@@ -15,6 +15,7 @@ import reasoning_gym
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
 from cfpo_trl import grpo
@@ -134,6 +135,7 @@ def main() -> None:
         grpo.main(["--config", recipe], trainer_class=trainer_of(name))  # GRPO's clip, which logs its TV, too
     print(f"3/3  Accuracy on {len(held_out)} held-out words, which training never saw", flush=True)
 
+    disable_progress_bar()  # of loading, within the table
     plot(RUN / "cfpo" / "training.png")
     print(f"\n{'held-out accuracy':<22}{'before':>8}{'CFPO':>8}{'GRPO':>8}")
     for name, sample in (("sampled (T = 1)", True), ("greedy", False)):

@@ -25,7 +25,7 @@ RECIPE += [
     "40",
 ]
 RECIPE += ["--num_generations_eval", "1", "--per_device_eval_batch_size", "1000"]
-RATES = {"healthy": ("2e-4", "#0072B2"), "sick": ("3e-3", "#D55E00")}  # the learning rate is all that differs
+RATES = {"healthy": ("1e-4", "#0072B2"), "sick": ("7e-4", "#D55E00")}  # the learning rate is all that differs
 PANELS = {
     "reward": "mean reward",
     "cfpo/tv": "cfpo/tv",
@@ -47,12 +47,13 @@ def main() -> None:
         for axis, (metric, label) in zip(axes.flat, PANELS.items(), strict=True):
             points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
             axis.plot(*zip(*points, strict=True), color=color, label=f"{name}: learning rate {rate}")
-            axis.set_title(label, fontsize=10)
-            axis.grid(alpha=0.3)
-            if metric in LOGARITHMIC:
-                axis.set_yscale("log")
-            else:
-                axis.set_ylim(bottom=0)
+    for axis, (metric, label) in zip(axes.flat, PANELS.items(), strict=True):
+        axis.set_title(label, fontsize=10)
+        axis.grid(alpha=0.3)
+        if metric in LOGARITHMIC:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
     axes[0, 0].legend(fontsize=8)
     for axis in axes[1]:
         axis.set_xlabel("optimizer step")

@@ -26,7 +26,8 @@ def read_gold(gold: object) -> str | None:
 
     Read are numbers, percentages, amounts of money, measures, expressions in LaTeX, ASCII and Unicode, equations,
     inequalities, lists, sets, tuples, intervals, matrices, words and letters of choices; the boxes of a worked
-    solution; GSM8K's last line behind `####`. The forms, and those that are refused, are listed in the README.
+    solution; GSM8K's last line behind `####`. The forms, and those that are refused, are listed in
+    docs/data-and-rewards.md.
 
     Args:
         gold: A text, a number, or a list of them.
