@@ -44,7 +44,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         grpo.main([*RECIPE, "--learning_rate", rate, "--output_dir", str(folder)])
         log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-        for axis, (metric, label) in zip(axes.flat, PANELS.items(), strict=True):
+        for axis, metric in zip(axes.flat, PANELS, strict=True):
             points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
             axis.plot(*zip(*points, strict=True), color=color, label=f"{name}: learning rate {rate}")
     for axis, (metric, label) in zip(axes.flat, PANELS.items(), strict=True):
