@@ -12,8 +12,10 @@ from trl import ModelConfig
 
 from cfpo_trl import CFPOConfig
 from cfpo_trl.rollouts import generation
-from cfpo_trl.rollouts.generation import WatchedClient, write_weights
+from cfpo_trl.rollouts import weights as weights_module
+from cfpo_trl.rollouts.generation import WatchedClient
 from cfpo_trl.rollouts.server import RolloutServerError, check_vllm, serve_command
+from cfpo_trl.rollouts.weights import write_weights
 from conftest import CPU
 
 MODEL = ModelConfig(model_name_or_path="some/model", dtype="float32")
@@ -81,7 +83,7 @@ def test_refusals(tmp_path, monkeypatch, options, version, message):
 
 
 def test_weights_are_written_in_shards_over_the_last_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "SHARD_BYTES", 40)
+    monkeypatch.setattr(weights_module, "SHARD_BYTES", 40)
     for scale in (1.0, 2.0):
         weights = {f"layer{i}": torch.full((4, 2), scale * i) for i in range(3)}
         write_weights(weights.items(), tmp_path / "policy")

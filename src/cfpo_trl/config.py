@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import trl
 from packaging.version import Version
@@ -19,10 +19,10 @@ KL_LEVELS = ("sequence", "token")
 
 
 @dataclass
-class CFPOConfig(GRPOConfig):
-    """Configuration of [`CFPOTrainer`]: every option of TRL's `GRPOConfig`; CFPO itself needs no other.
+class TrustRegionConfig:
+    """What CFPO penalises, for the configuration of any TRL trainer that clips.
 
-    `epsilon` and `epsilon_high` have another meaning, because CFPO penalises where GRPO clips:
+    `epsilon` and `epsilon_high` have another meaning than TRL's, because CFPO penalises where GRPO clips:
 
     Args:
         epsilon (`float`, defaults to `0.2`): Width ε of the trust region; the penalty on the ratio r is
@@ -31,25 +31,8 @@ class CFPOConfig(GRPOConfig):
             Default: `epsilon` on both sides.
         penalty_slope (`float`, *optional*): Largest slope of the penalty in units of |A|, at least 1: quadratic up to
             |r − 1| = `penalty_slope`·ε, linear beyond. Default: no bound, the paper's CFPO.
-        advantage_estimator (`str`, defaults to `"group"`): `group`: GRPO's, reward minus the mean of its prompt's,
-            divided as `scale_rewards` says. `rloo`: reward minus the mean of the prompt's other rewards, not divided
-            (https://arxiv.org/abs/2402.14740); `scale_rewards` is then `"none"`.
-        kl_in_reward (`float`, defaults to `0.0`): Coefficient of the KL to the reference in the reward. The loss's
-            own KL term stays `beta`.
-        kl_in_reward_estimator (`str`, defaults to `"k1"`): `k1`, `k2` or `k3`, see
-            [`~cfpo_trl.advantages.approximate_kl`].
-        kl_in_reward_level (`str`, defaults to `"sequence"`): `sequence`: one number per completion, which enters the
-            baseline, as in TRL's `RLOOTrainer`. `token`: reward-to-go, an advantage per token, as in OpenRLHF. The
-            formulas: [`~cfpo_trl.alignment.AlignmentTrainer`].
-        reward_clip_range (`list[float]`, *optional*): Bounds `[low, high]` of the weighted reward, before KL and
-            baseline; with `kl_in_reward_level="token"` of the reward minus its baseline.
-        vllm_server_timeout (`float`, defaults to `10.0`): Seconds to wait for the vLLM server at the start; TRL's
-            240 make a missing server look like a slow one.
         vllm_sync_dir (`str`, *optional*): Folder that trainer and vLLM server both see, through which the server gets
             new weights. Default: NCCL on GPUs, `<output_dir>/vllm_weights` on a CPU.
-
-    `loss_type` chooses how TRL aggregates the per-token losses, one of grpo, bnpo, dr_grpo, dapo, luspo.
-    [`CFPOTrainer`] refuses what has no clip to replace: see [`check_config`].
     """
 
     epsilon: float = field(
@@ -70,6 +53,39 @@ class CFPOConfig(GRPOConfig):
             "epsilon the penalty is linear. If not specified, there is no bound, as in the paper."
         },
     )
+    vllm_sync_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that trainer and vLLM server both see, through which the server gets new weights. "
+            "If not specified, NCCL on GPUs and `<output_dir>/vllm_weights` on a CPU."
+        },
+    )
+
+
+@dataclass
+class CFPOConfig(TrustRegionConfig, GRPOConfig):
+    """Configuration of [`CFPOTrainer`]: every option of TRL's `GRPOConfig`, and those of [`TrustRegionConfig`].
+
+    Args:
+        advantage_estimator (`str`, defaults to `"group"`): `group`: GRPO's, reward minus the mean of its prompt's,
+            divided as `scale_rewards` says. `rloo`: reward minus the mean of the prompt's other rewards, not divided
+            (https://arxiv.org/abs/2402.14740); `scale_rewards` is then `"none"`.
+        kl_in_reward (`float`, defaults to `0.0`): Coefficient of the KL to the reference in the reward. The loss's
+            own KL term stays `beta`.
+        kl_in_reward_estimator (`str`, defaults to `"k1"`): `k1`, `k2` or `k3`, see
+            [`~cfpo_trl.advantages.approximate_kl`].
+        kl_in_reward_level (`str`, defaults to `"sequence"`): `sequence`: one number per completion, which enters the
+            baseline, as in TRL's `RLOOTrainer`. `token`: reward-to-go, an advantage per token, as in OpenRLHF. The
+            formulas: [`~cfpo_trl.alignment.AlignmentTrainer`].
+        reward_clip_range (`list[float]`, *optional*): Bounds `[low, high]` of the weighted reward, before KL and
+            baseline; with `kl_in_reward_level="token"` of the reward minus its baseline.
+        vllm_server_timeout (`float`, defaults to `10.0`): Seconds to wait for the vLLM server at the start; TRL's
+            240 make a missing server look like a slow one.
+
+    `loss_type` chooses how TRL aggregates the per-token losses, one of grpo, bnpo, dr_grpo, dapo, luspo.
+    [`CFPOTrainer`] refuses what has no clip to replace: see [`check_config`].
+    """
+
     advantage_estimator: Literal["group", "rloo"] = field(
         default="group",
         metadata={"help": "`group`: reward minus its group's mean; `rloo`: minus the mean of the others, undivided."},
@@ -89,13 +105,6 @@ class CFPOConfig(GRPOConfig):
     )
     vllm_server_timeout: float = field(
         default=10.0, metadata={"help": "Seconds to wait for the vLLM server at the start."}
-    )
-    vllm_sync_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that trainer and vLLM server both see, through which the server gets new weights. "
-            "If not specified, NCCL on GPUs and `<output_dir>/vllm_weights` on a CPU."
-        },
     )
 
     def __post_init__(self) -> None:
@@ -180,6 +189,11 @@ def check_config(args: GRPOConfig) -> None:
             f"use_liger_kernel=True computes a clipped loss inside Liger's kernel on TRL {trl.__version__}; "
             f"upgrade to trl>={LIGER_SEAM}, or set use_liger_kernel=False."
         )
+    check_trust_region(args)
+
+
+def check_trust_region(args: Any) -> None:
+    """Raises a `ValueError` for an epsilon that is not finite or not above 0, or a slope that is none or below 1."""
     check_epsilon("epsilon", args.epsilon)
     if args.epsilon_high is not None:
         check_epsilon("epsilon_high", args.epsilon_high)

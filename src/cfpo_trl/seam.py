@@ -19,8 +19,8 @@ class SoftClip:
 
     Args:
         operator: The trainer's `soft_clip`.
-        advantages: `(B,)`, or `(B, T)` with one per token.
-        mask: `(B, T)`, nonzero at the tokens that the loss counts.
+        advantages: `(B,)`, or of the mask's shape with one per token.
+        mask: `(B, T)`, or `(M,)` where rows are packed; nonzero at the tokens that the loss counts.
         epsilon_low: Trust-region width where the ratio is below 1.
         epsilon_high: Trust-region width where the ratio is above 1.
     """
@@ -34,7 +34,7 @@ class SoftClip:
         epsilon_high: float,
     ):
         self.operator = operator
-        self.advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+        self.advantages = advantages.unsqueeze(1) if advantages.dim() < mask.dim() else advantages
         self.mask = mask
         self.epsilon_low, self.epsilon_high = epsilon_low, epsilon_high
         self.calls = 0
@@ -112,7 +112,7 @@ class SoftClipSeam:
         return soft_clip(ratio, advantages, epsilon_low, epsilon_high, penalty_slope)
 
     def counted_advantages(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The batch's advantages, `(B,)` or `(B, T)`, and the mask of the tokens that its loss counts, `(B, T)`."""
+        """The batch's advantages, and the mask of the tokens that its loss counts: see [`SoftClip`]."""
         raise NotImplementedError
 
     def compute_loss(

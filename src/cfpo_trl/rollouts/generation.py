@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import save_file
 from torch import Tensor
 from trl import GRPOConfig
 from trl.generation import vllm_generation
@@ -21,10 +20,10 @@ from trl.trainer import grpo_trainer
 
 from .health import health_problem
 from .server import RolloutServerError, sync_folder
+from .weights import reload_request, write_weights
 from .worker import repack_output_head
 
 PATIENCE = 30.0  # seconds for which a server may be unwell before its requests are given up
-SHARD_BYTES = 2 * 2**30
 
 
 @contextmanager
@@ -123,9 +122,7 @@ class WatchedClient(VLLMClient):
 
     def reload_policy(self, folder: Path) -> None:
         """Makes the server read the weights in `folder`."""
-        self._post(
-            f"{self.base_url}/collective_rpc", json={"method": "reload_policy", "kwargs": {"folder": str(folder)}}
-        )
+        self._post(**reload_request(self.base_url, folder))
 
     def update_named_params(self, metadata: list, named_params: Iterator[tuple[str, Tensor]]) -> None:
         try:
@@ -162,24 +159,3 @@ def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-def write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Writes the weights as safetensors of at most about `SHARD_BYTES` each, over those of the last time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shard: dict[str, Tensor] = {}
-    number = 0
-    for name, param in weights:
-        shard[name] = param.detach().to("cpu", copy=True).contiguous()
-        if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
-            write_shard(shard, folder / f"policy-{number:05}.safetensors")
-            shard, number = {}, number + 1
-    if shard:
-        write_shard(shard, folder / f"policy-{number:05}.safetensors")
-
-
-def write_shard(shard: dict[str, Tensor], path: Path) -> None:
-    # A new file takes the old one's name: the server may have the old one mapped.
-    temporary = path.with_suffix(".tmp")
-    save_file(shard, temporary)
-    temporary.replace(path)

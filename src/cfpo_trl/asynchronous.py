@@ -1,0 +1,202 @@
+"""AsyncCFPOTrainer: TRL's AsyncGRPOTrainer with the soft clip in place of the clip."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer, async_grpo_trainer
+from trl.experimental.async_grpo.packing import TREE_ATTENTION
+from trl.experimental.async_grpo.vllm_client import VLLMClient
+from trl.trainer.utils import pad
+
+from .config import TrustRegionConfig, check_trust_region
+from .rollouts.server import RolloutServerError, sync_folder
+from .rollouts.transfer import FolderTransfer, WatchedTransfer
+from .rollouts.tree_attention import tree_attention
+from .seam import SoftClip, SoftClipSeam
+from .signatures import like
+from .trainer import CFPOTrainer
+
+VERSION = "sample/model_version"
+
+
+@dataclass
+class AsyncCFPOConfig(TrustRegionConfig, AsyncGRPOConfig):
+    """Configuration of [`AsyncCFPOTrainer`]: TRL's `AsyncGRPOConfig`, and the options of [`TrustRegionConfig`]."""
+
+
+class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
+    """Trains with CFPO while a vLLM server writes rollouts, which arrive some versions of the policy old.
+
+    Takes the arguments of [`~trl.experimental.async_grpo.AsyncGRPOTrainer`], whose loss it keeps, with the clip of the
+    ratio replaced by [`~cfpo_trl.soft_clip`]; that trainer is its baseline, too. The ratio is that of the policy as it
+    is now to the server's log-probs, so that it corrects for staleness and for the engine's arithmetic at once.
+
+    Logs, over the trained tokens of all processes since the last log: `cfpo/tv`, `cfpo/penalty`, `cfpo/outside`,
+    `cfpo/ratio_min` and `cfpo/ratio_max`; their age in versions of the policy, where they are trained:
+    `staleness/mean`, `staleness/max`, the share of each age `staleness/share_<age>`, and the drift at each,
+    `cfpo/tv_<age>`; `cfpo/ess`, the effective sample size (Σr)²/(n·Σr²); beside what `AsyncGRPOTrainer` logs.
+
+    `max_staleness` holds where a sample is trained, what Accelerate and TRL hold in advance included.
+
+    Without CUDA, and with `vllm_sync_dir`, the weights go through a folder to a server that `cfpo serve` started; TRL
+    sends them by NCCL. Without CUDA packed rows have [`~cfpo_trl.rollouts.tree_attention.tree_attention`].
+
+    Raises:
+        ValueError: before any model is loaded, where an epsilon or `penalty_slope` is invalid, or `max_staleness`
+            is so small that no sample could keep it.
+        RolloutServerError: on all processes, where the server takes no weights.
+    """
+
+    _tag_names: ClassVar[list[str]] = ["trl", "async-cfpo"]
+    _name = "AsyncCFPO"
+    _paper = CFPOTrainer._paper
+
+    # TRL's own
+    weight_transfer: Any
+    rollout_queue: Any
+    model_version: int
+
+    @like(AsyncGRPOTrainer.__init__)
+    def __init__(
+        self,
+        model: str,
+        reward_funcs: Any = None,
+        args: AsyncGRPOConfig | None = None,
+        *positional: Any,
+        weight_transfer: Any = None,
+        **keywords: Any,
+    ):
+        if args is None:
+            args = AsyncCFPOConfig(f"{model.split('/')[-1]}-AsyncCFPO")
+        check_trust_region(args)
+        if args.max_staleness < ahead(args):
+            raise ValueError(
+                f"max_staleness={args.max_staleness} cannot hold: between queue and update a sample ages by up to "
+                f"{ahead(args)} versions. Use {ahead(args)} or more."
+            )
+        folder = sync_folder(args)
+        if weight_transfer is None and folder is not None:
+            client = VLLMClient(args.vllm_server_base_url, args.vllm_server_timeout)
+            weight_transfer = FolderTransfer(client, folder)
+        with nullcontext() if torch.cuda.is_available() else without_cuda():
+            super().__init__(model, reward_funcs, args, *positional, weight_transfer=weight_transfer, **keywords)
+        self._ages: list[Tensor] = []
+        if self.accelerator.is_main_process:
+            self.weight_transfer = self.weight_transfer and WatchedTransfer(self.weight_transfer)
+            self.rollout_queue = VersionedQueue(self.rollout_queue)
+
+    def get_train_dataloader(self) -> Any:
+        """TRL's, whose batches also say which version of the policy wrote each trained token."""
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # behind Accelerate's
+        inner.collate_fn = VersionedCollator(inner.collate_fn)
+        if self._rollout_dataset is not None:  # on the main process
+            self._rollout_dataset.max_staleness = self.args.max_staleness - ahead(self.args)
+        return loader
+
+    def counted_advantages(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The advantages of this process's trained tokens, `(M,)`, and a mask of ones: packing leaves no padding."""
+        advantages = inputs["advantages"][inputs["token_index"] >= 0]
+        return advantages, torch.ones_like(advantages)
+
+    def _sync_weight(self) -> None:
+        super()._sync_weight()
+        # The main process alone has the transfer and counts the versions.
+        told: list[Any] = [getattr(self.weight_transfer, "failure", None), self.model_version]
+        broadcast_object_list(told)
+        failure, self.model_version = told
+        if failure is not None:
+            raise RolloutServerError(failure)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Tensor:
+        """The soft clip's loss, see [`SoftClipSeam`]; notes how old its tokens are."""
+        self._versions = inputs["model_version"][inputs["token_index"] >= 0]
+        return super().compute_loss(model, inputs, *arguments, **keywords)
+
+    @torch.no_grad()
+    def _note_trust_region(self, clip: SoftClip) -> None:
+        super()._note_trust_region(clip)
+        ratio = clip.ratio.double()
+        age = (self.model_version - self._versions).long().clamp(0, self.args.max_staleness)
+        values = torch.stack([torch.ones_like(ratio), (ratio - 1).abs() / 2, ratio, ratio.square()], dim=1)
+        ages = values.new_zeros(self.args.max_staleness + 1, values.shape[1]).index_add_(0, age, values)
+        self._ages.append(ages)
+
+    def log(self, *arguments: Any, **keywords: Any) -> None:
+        """The log of [`SoftClipSeam`], with the age of the trained tokens and their effective sample size."""
+        if self._ages:
+            ages = self.accelerator.reduce(torch.stack(self._ages).sum(dim=0), reduction="sum")
+            self._ages.clear()
+            tokens, tv, ratio, square = ages.T.tolist()
+            total, metrics = sum(tokens), self._metrics["train"]
+            metrics["staleness/mean"] = [sum(age * count for age, count in enumerate(tokens)) / total]
+            metrics["cfpo/ess"] = [sum(ratio) ** 2 / (total * sum(square))]
+            for age, count in enumerate(tokens):
+                if count:
+                    metrics[f"staleness/share_{age}"] = [count / total]
+                    metrics[f"cfpo/tv_{age}"] = [tv[age] / count]
+            metrics["staleness/max"] = [float(max(age for age, count in enumerate(tokens) if count))]
+        super().log(*arguments, **keywords)
+
+
+def ahead(args: AsyncGRPOConfig) -> int:
+    """Versions by which a sample can age between the queue, where TRL checks it, and its update.
+
+    Accelerate holds a micro-batch in advance; with a token budget TRL's batcher holds one more sample.
+    """
+    return 1 if args.token_budget is not None and args.token_budget <= 0 else 2
+
+
+class VersionedQueue:
+    """A rollout worker's queue; each sample carries its policy's version where TRL's packing keeps it: in its metrics.
+
+    Args:
+        samples: The queue.
+    """
+
+    def __init__(self, samples: Any):
+        self.samples = samples
+
+    def get(self, timeout: float) -> Any:
+        sample = self.samples.get(timeout=timeout)
+        sample.metrics[VERSION] = float(sample.model_version)
+        return sample
+
+    def qsize(self) -> int:
+        return self.samples.qsize()
+
+
+class VersionedCollator:
+    """TRL's collator; adds `model_version`, `(P, M)`: the version of the policy that wrote each trained token."""
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        (rows,) = examples  # one micro-batch: a row for each process
+        versions = [[sample["metrics"][VERSION] for sample in row.samples for _ in trained(sample)] for row in rows]
+        padded = pad([torch.tensor(of_row) for of_row in versions], padding_value=-1)
+        return self.collate(examples) | {"model_version": padded}
+
+
+def trained(sample: dict[str, Any]) -> list[int]:
+    """The places of a sample's trained tokens; nothing predicts the first."""
+    return [place for place, counts in enumerate(sample["completion_mask"]) if counts and place]
+
+
+@contextmanager
+def without_cuda() -> Iterator[None]:
+    """An `AsyncGRPOTrainer` built in this block asks no GPU for its speed, and its attention is our own."""
+    original = async_grpo_trainer.get_peak_flops_per_device
+    async_grpo_trainer.get_peak_flops_per_device = lambda accelerator, dtype: None
+    try:
+        yield
+    finally:
+        async_grpo_trainer.get_peak_flops_per_device = original
+    AttentionInterface.register(TREE_ATTENTION, tree_attention)

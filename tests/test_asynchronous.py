@@ -1,0 +1,345 @@
+"""AsyncCFPOTrainer on packed rows: its loss and gradient against a reference in fp64, and samples of a known age."""
+
+import math
+import queue
+import random
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
+from trl.experimental.async_grpo.async_grpo_trainer import (
+    DataCollatorForRollout,
+    FixedCountBatcher,
+    TokenBudgetBatcher,
+)
+from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
+
+from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, VersionedCollator, without_cuda
+from cfpo_trl.rollouts.server import RolloutServerError
+from cfpo_trl.tiny.model import build_model
+from conftest import CPU, LETTERS
+
+WIDTHS = [
+    {"epsilon": 0.2},
+    {"epsilon": 0.1, "epsilon_high": 0.3},
+    {"epsilon": 0.2, "penalty_slope": 1.25},
+]
+
+
+class Worker:
+    """A rollout worker without a server: a test puts the samples into its queue."""
+
+    def __init__(self):
+        self.rollout_buffer, self.metrics_queue, self.versions = queue.Queue(), queue.Queue(), []
+
+    def start(self): ...
+
+    def stop(self): ...
+
+    def update_model_version(self, version):
+        self.versions.append(version)
+
+    def check_health(self, stale_after_s):
+        raise RuntimeError("no samples")
+
+
+class Transfer:
+    """Takes the weights and forgets them."""
+
+    def init_weight_transfer(self): ...
+
+    def pause(self): ...
+
+    def send_weights(self, iterator):
+        self.names = [name for name, _ in iterator]
+
+    def resume(self): ...
+
+    def destroy(self): ...
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    build_model(tokenizer, hidden_size=32, layers=2).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def build(model, tokenizer, tmp_path):
+    def build(trainer_class=AsyncCFPOTrainer, config_class=AsyncCFPOConfig, transfer=None, worker=None, **options):
+        options = {
+            "per_device_train_batch_size": 4,
+            "token_budget": 0,
+            "learning_rate": 1e-3,
+            "max_steps": 4,
+        } | options
+        args = config_class(str(tmp_path / "out"), save_strategy="no", **CPU, **options)
+        data = Dataset.from_list([{"prompt": letter} for letter in LETTERS])
+        with without_cuda():  # for TRL's own, too
+            return trainer_class(
+                str(model),
+                lambda completions, **kwargs: [0.0] * len(completions),
+                args,
+                data,
+                processing_class=tokenizer,
+                rollout_worker=worker or Worker(),
+                weight_transfer=transfer or Transfer(),
+            )
+
+    return build
+
+
+def samples(seed: int, count: int) -> list[dict]:
+    """Completions of some prompts, some with a fork in the middle, masked tokens, and log-probs off the policy's."""
+    rng = random.Random(seed)
+    rows, vocabulary = [], range(2, 2 + len(LETTERS))
+    for index in range(count):
+        group = index // 3
+        prompt = random.Random(group + 1000 * seed).choices(vocabulary, k=3 + group % 3)
+        stem = random.Random(group + 2000 * seed).choices(vocabulary, k=rng.randint(0, 2))  # shared, then they part
+        completion = [*stem, *rng.choices(vocabulary, k=rng.randint(1, 6))]
+        mask = [0] * len(prompt) + [int(rng.random() < 0.8) for _ in completion]
+        mask[-1] = 1
+        rows.append(
+            {
+                "input_ids": np.array(prompt + completion),
+                "completion_mask": np.array(mask),
+                "old_log_probs": np.array([rng.uniform(-4, -1) for _ in mask], dtype=np.float32),
+                "advantage": rng.choice([-2.0, -0.5, 0.0, 1.0, 1.5]),
+                "group_id": group,
+                "metrics": {"sample/model_version": 1.0},
+            }
+        )
+    return rows
+
+
+def batches(rows: list[dict], budget: int) -> list[dict]:
+    """Packed by TRL's own batchers and collator: a fixed count in each, or as many as fit the budget."""
+    batcher = TokenBudgetBatcher(rows, 1, budget, defaultdict(list)) if budget else FixedCountBatcher(rows, 1, 4)
+    collate = VersionedCollator(DataCollatorForRollout(pad_token_id=0, num_processes=1, token_budget=budget))
+    return [collate([micro]) for micro in batcher]
+
+
+def reference(model, rows: list[dict], args) -> torch.Tensor:
+    """−ΣJ / tokens, sample by sample, from the paper: J = rA − |A|(r − 1)²/(2ε), linear beyond the bound."""
+    total, tokens = 0.0, 0
+    for row in rows:
+        ids = torch.tensor(row["input_ids"])[None]
+        logps = model(ids).logits[0].log_softmax(-1)
+        for place in range(1, ids.shape[1]):
+            if not row["completion_mask"][place]:
+                continue
+            ratio = (logps[place - 1, ids[0, place]] - float(row["old_log_probs"][place])).exp()
+            excess = abs(ratio - 1)
+            width = (args.epsilon_high or args.epsilon) if ratio > 1 else args.epsilon
+            penalty = excess**2 / (2 * width)
+            slope = getattr(args, "penalty_slope", None)
+            if slope and excess > slope * width:
+                penalty = slope * excess - slope**2 * width / 2
+            total = total + ratio * row["advantage"] - abs(row["advantage"]) * penalty
+            tokens += 1
+    return -total / tokens
+
+
+def in_fp64(model):
+    """The packed forward without TRL's fused head, which computes in fp32."""
+
+    def forward(input_ids, shift_labels, fused_lm_head, **kwargs):
+        logps = model.lm_head(model.model(input_ids, use_cache=False, **kwargs).last_hidden_state).log_softmax(-1)
+        chosen = logps.gather(-1, shift_labels.clamp(min=0)[..., None])[..., 0]
+        return SimpleNamespace(log_probs=chosen, entropy=-(logps.exp() * logps).sum(-1))
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    ("forward", "value", "gradient"),
+    [(in_fp64, 1e-12, 1e-7), (lambda model: model, 1e-6, 1e-5)],  # Qwen2's norms pass gradients in fp32
+    ids=["fp64", "fused head"],
+)
+@pytest.mark.parametrize("budget", [0, 24], ids=["fixed count", "token budget"])
+@pytest.mark.parametrize("widths", WIDTHS, ids=["epsilon", "two widths", "bounded"])
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_and_gradient_are_cfpo_s_on_packed_rows(build, model, seed, widths, budget, forward, value, gradient):
+    trainer = build(**widths)
+    packed, plain = trainer.model.double(), AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    rows = samples(seed, 12)
+    trainer.current_gradient_accumulation_steps = 1
+    seen = 0
+    for batch in batches(rows, budget):
+        packed.zero_grad()
+        plain.zero_grad()
+        loss = trainer.compute_loss(forward(packed), batch)
+        loss.backward()
+        count = int(batch["segment_id"].max()) + 1
+        expected = reference(plain, rows[seen : seen + count], trainer.args)
+        expected.backward()
+        seen += count
+        assert loss.item() == pytest.approx(expected.item(), rel=value)
+        size = max(param.grad.abs().max() for param in plain.parameters())
+        for (name, param), other in zip(packed.named_parameters(), plain.parameters(), strict=True):
+            assert (param.grad - other.grad).abs().max() <= gradient * size, name
+    assert seen >= 8
+    assert math.isclose(trainer.epsilon_low, widths["epsilon"])
+
+
+def one_batch(seed: int = 0) -> dict:
+    (batch, *_) = batches(samples(seed, 4), 0)
+    return batch
+
+
+def test_where_no_ratio_has_moved_loss_and_gradient_are_the_clip_s(build):
+    """As at version lag 0: the samples' log-probs are the policy's own."""
+    gradients, losses = [], []
+    for trainer in (build(), build(AsyncGRPOTrainer, AsyncGRPOConfig)):
+        trainer.current_gradient_accumulation_steps = 1
+        model, batch = trainer.model.double(), one_batch()
+        seen = []
+        forward = in_fp64(model)
+
+        def recorded(forward=forward, seen=seen, **inputs):
+            seen.append(forward(**inputs))
+            return seen[-1]
+
+        trainer.compute_loss(recorded, batch)
+        batch["old_log_probs"] = seen[0].log_probs.detach().flatten()[batch["token_index"]]
+        loss = trainer.compute_loss(forward, batch)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([param.grad.flatten() for param in model.parameters()]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_the_metrics_are_those_of_the_trained_tokens(build):
+    trainer = build()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = one_batch(3)
+    outputs = in_fp64(trainer.model.double())
+    trainer.model.train()
+    trainer.compute_loss(outputs, batch)
+    trainer.log({})
+    logged = trainer.state.log_history[-1]
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "shift_labels")}
+    tree = {name: batch[name][0] for name in ("tree_kv_index", "tree_cu_seqlens_q", "tree_cu_seqlens_k")}
+    logps = outputs(**inputs, **tree, fused_lm_head=True).log_probs.flatten()[batch["token_index"][0]]
+    ratio = (logps - batch["old_log_probs"][0]).exp().detach()
+    assert logged["cfpo/tv"] == pytest.approx(((ratio - 1).abs().mean() / 2).item(), rel=1e-6)
+    assert logged["cfpo/outside"] == pytest.approx(((ratio - 1).abs() > 0.2).float().mean().item())
+    penalty = batch["advantages"][0].abs() * (ratio - 1) ** 2 / (2 * 0.2)
+    assert logged["cfpo/penalty"] == pytest.approx(penalty.mean().item(), rel=1e-6)
+    assert logged["cfpo/ratio_max"] == pytest.approx(ratio.max().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"epsilon": 0.0}, "epsilon=0.0 is no trust-region width"), ({"penalty_slope": 0.5}, "penalty_slope=0.5 bounds")],
+)
+def test_refused_before_any_model_is_loaded(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        AsyncCFPOTrainer("no/such/model", None, AsyncCFPOConfig(str(tmp_path), **CPU, **options))
+
+
+@pytest.mark.parametrize("step", ["init_weight_transfer", "pause", "send_weights", "resume"])
+def test_a_transfer_that_fails_stops_the_training_and_gathers_to_the_end(build, step):
+    def fail(*arguments):
+        raise ConnectionError("the server is gone")
+
+    transfer = Transfer()
+    setattr(transfer, step, fail)
+    trainer = build(transfer=transfer)
+    gathered = []
+    original = trainer._streaming_iter
+    trainer._streaming_iter = lambda: (gathered.append(name) or (name, param) for name, param in original())
+    with pytest.raises(RolloutServerError, match=r"the vLLM server failed to .*: ConnectionError: the server is gone"):
+        trainer.train()
+    assert len(gathered) == len(list(original()))
+
+
+class OldPolicies(Worker):
+    """Writes each sample when it is asked for, by the policy that was the newest `age` versions before."""
+
+    def __init__(self, path, transfer, age: int):
+        super().__init__()
+        self.rollout_buffer, self.transfer, self.age = self, transfer, age
+        self.policy = AutoModelForCausalLM.from_pretrained(path)
+        self.written = []  # samples with the version of their policy
+
+    def qsize(self):
+        return 0
+
+    def logps(self, version: int, ids: torch.Tensor) -> torch.Tensor:
+        """Of each token given those before it, by the policy of that version."""
+        self.policy.load_state_dict(self.transfer.weights[version], strict=False)
+        with torch.no_grad():
+            return self.policy(ids[None]).logits[0, :-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+
+    def get(self, timeout):
+        number = len(self.written)
+        version = max(self.versions[-1] - self.age, 1)
+        rng = random.Random(number)
+        ids = torch.tensor(rng.choices(range(2, 2 + len(LETTERS)), k=6))
+        old = [0.0, *self.logps(version, ids).tolist()]
+        self.written.append((version, ids))
+        mask = np.array([0, 0, 1, 1, 1, 1])
+        advantage = float(ids[2] % 2) * 2 - 1  # so that the policy moves
+        return RolloutSample([], [], ids.numpy(), mask, np.array(old), advantage, version, number, {})
+
+
+class KeptTransfer(Transfer):
+    """Keeps the weights of each version; the first is 1."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def send_weights(self, iterator):
+        self.weights[len(self.weights) + 1] = {name: param.clone() for name, param in iterator}
+
+
+@pytest.mark.parametrize("age", [1, 4, 16])
+def test_samples_of_a_known_age_are_logged_as_such_with_the_ratios_of_the_two_policies(build, model, age):
+    transfer = KeptTransfer()
+    worker = OldPolicies(model, transfer, age - 1)  # one version passes while the micro-batch is held in advance
+    trainer = build(transfer=transfer, worker=worker, max_staleness=age, max_steps=age + 4, learning_rate=3e-3)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "cfpo/tv" in entry]
+    assert len(logs) == age + 4
+    for step, entry in enumerate(logs[age:], start=age):
+        batch = worker.written[4 * step : 4 * step + 4]
+        assert {version for version, _ in batch} == {step + 1 - age}  # the policy of update `step` is version step + 1
+        assert entry["staleness/mean"] == entry["staleness/max"] == age
+        assert entry[f"staleness/share_{age}"] == 1
+        logps = [[worker.logps(v, ids)[1:] for v in (step + 1, version)] for version, ids in batch]
+        ratio = torch.cat([(new - old).exp() for new, old in logps]).double()
+        tv = (ratio - 1).abs().mean().item() / 2
+        assert entry["cfpo/tv"] == pytest.approx(tv, rel=1e-3, abs=1e-6)
+        assert entry[f"cfpo/tv_{age}"] == pytest.approx(tv, rel=1e-3, abs=1e-6)
+        ess = (ratio.sum() ** 2 / (len(ratio) * ratio.square().sum())).item()
+        assert entry["cfpo/ess"] == pytest.approx(ess, rel=1e-3)
+    assert logs[-1]["cfpo/tv"] > 1e-3
+
+
+def test_older_samples_than_the_bound_are_dropped_where_they_would_be_trained(build, model):
+    transfer = KeptTransfer()
+    worker = OldPolicies(model, transfer, 2)
+    worker.get = lambda timeout, get=worker.get: worker.alternate(get)
+    worker.alternate = lambda get: (setattr(worker, "age", 2 - worker.age), get(None))[1]  # ages 0 and 2 at the queue
+    trainer = build(transfer=transfer, worker=worker, max_staleness=2, max_steps=8)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "staleness/max" in entry]
+    assert max(entry["staleness/max"] for entry in logs) <= 2
+    assert sum(entry.get("sample/dropped_stale_total") or 0 for entry in logs) > 8
+
+
+@pytest.mark.parametrize(("budget", "least"), [(0, 1), (64, 2), (None, 2)])
+def test_a_bound_that_no_sample_can_keep_is_refused(tmp_path, budget, least):
+    args = AsyncCFPOConfig(str(tmp_path), max_staleness=least - 1, token_budget=budget, **CPU)
+    with pytest.raises(ValueError, match=f"max_staleness={least - 1} cannot hold: .* Use {least} or more"):
+        AsyncCFPOTrainer("no/such/model", None, args)
