@@ -19,7 +19,7 @@ from trl.experimental.async_grpo.async_grpo_trainer import (
 )
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
-from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, VersionedCollator, without_cuda
+from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, VersionedCollator, pace, without_cuda
 from cfpo_trl.rollouts.server import RolloutServerError
 from cfpo_trl.tiny.model import build_model
 from conftest import CPU, LETTERS
@@ -336,6 +336,7 @@ def test_older_samples_than_the_bound_are_dropped_where_they_would_be_trained(bu
     logs = [entry for entry in trainer.state.log_history if "staleness/max" in entry]
     assert max(entry["staleness/max"] for entry in logs) <= 2
     assert sum(entry.get("sample/dropped_stale_total") or 0 for entry in logs) > 8
+    assert logs[-1]["staleness/dropped"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("budget", "least"), [(0, 1), (64, 2), (None, 2)])
@@ -343,3 +344,19 @@ def test_a_bound_that_no_sample_can_keep_is_refused(tmp_path, budget, least):
     args = AsyncCFPOConfig(str(tmp_path), max_staleness=least - 1, token_budget=budget, **CPU)
     with pytest.raises(ValueError, match=f"max_staleness={least - 1} cannot hold: .* Use {least} or more"):
         AsyncCFPOTrainer("no/such/model", None, args)
+
+
+@pytest.mark.parametrize(
+    ("options", "inflight", "waiting"),
+    [
+        ({"max_staleness": 4, "per_device_train_batch_size": 64}, 80, 88),  # 3 x 64 less 3 groups of 8, in two halves
+        ({"max_staleness": 2, "per_device_train_batch_size": 64}, 16, 24),
+        ({"max_staleness": 2, "per_device_train_batch_size": 16}, 8, 8),  # two groups at least
+        ({"max_staleness": 4, "per_device_train_batch_size": 64, "max_inflight_tasks": 100}, 100, 68),
+        ({"max_staleness": 4, "per_device_train_batch_size": 64, "queue_maxsize": 5}, 80, 5),
+    ],
+)
+def test_no_more_is_written_than_the_bound_lets_train(tmp_path, options, inflight, waiting):
+    args = AsyncCFPOConfig(str(tmp_path), **CPU, **options)
+    pace(args)
+    assert (args.max_inflight_tasks, args.queue_maxsize) == (inflight, waiting)

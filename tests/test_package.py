@@ -31,6 +31,7 @@ def test_objective_loads_without_trl():
 
 def test_public_names():
     names = {"AlignmentTrainer", "CFPOConfig", "CFPOTrainer", "cfpo_objective", "soft_clip", "tv_distance"}
+    names |= {"AsyncCFPOConfig", "AsyncCFPOTrainer"}
     assert names == set(cfpo_trl.__all__)
     assert names <= set(dir(cfpo_trl))
     assert all(getattr(cfpo_trl, name).__name__ == name for name in names)

@@ -5,16 +5,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .alignment import AlignmentTrainer
+    from .asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer
     from .config import CFPOConfig
     from .objective import cfpo_objective, soft_clip, tv_distance
     from .trainer import CFPOTrainer
 
 __version__ = "0.1.0"
 
-__all__ = ["AlignmentTrainer", "CFPOConfig", "CFPOTrainer", "cfpo_objective", "soft_clip", "tv_distance"]
+__all__ = [
+    "AlignmentTrainer",
+    "AsyncCFPOConfig",
+    "AsyncCFPOTrainer",
+    "CFPOConfig",
+    "CFPOTrainer",
+    "cfpo_objective",
+    "soft_clip",
+    "tv_distance",
+]
 
 _MODULE_OF = {
     "AlignmentTrainer": "alignment",
+    "AsyncCFPOConfig": "asynchronous",
+    "AsyncCFPOTrainer": "asynchronous",
     "CFPOConfig": "config",
     "CFPOTrainer": "trainer",
     "cfpo_objective": "objective",

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import trl
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer, async_grpo_trainer
-from trl.experimental.async_grpo.packing import TREE_ATTENTION
-from trl.experimental.async_grpo.vllm_client import VLLMClient
 from trl.trainer.utils import pad
 
 from .config import TrustRegionConfig, check_trust_region
@@ -22,7 +20,16 @@ from .seam import SoftClip, SoftClipSeam
 from .signatures import like
 from .trainer import CFPOTrainer
 
+try:
+    from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer, async_grpo_trainer
+    from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker
+    from trl.experimental.async_grpo.packing import TREE_ATTENTION
+    from trl.experimental.async_grpo.vllm_client import VLLMClient
+except ImportError as error:
+    raise ImportError(f"AsyncCFPOTrainer needs trl>=1.16; trl {trl.__version__} is installed.") from error
+
 VERSION = "sample/model_version"
+SCORING = 3  # groups of completions that wait for their scores, have them made, and wait for the queue
 
 
 @dataclass
@@ -38,11 +45,12 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
     is now to the server's log-probs, so that it corrects for staleness and for the engine's arithmetic at once.
 
     Logs, over the trained tokens of all processes since the last log: `cfpo/tv`, `cfpo/penalty`, `cfpo/outside`,
-    `cfpo/ratio_min` and `cfpo/ratio_max`; their age in versions of the policy, where they are trained:
-    `staleness/mean`, `staleness/max`, the share of each age `staleness/share_<age>`, and the drift at each,
-    `cfpo/tv_<age>`; `cfpo/ess`, the effective sample size (Σr)²/(n·Σr²); beside what `AsyncGRPOTrainer` logs.
+    `cfpo/ratio_min` and `cfpo/ratio_max`; `cfpo/ess`, the effective sample size (Σr)²/(n·Σr²); their age in versions of
+    the policy, where they are trained: `staleness/mean`, `staleness/max`, `staleness/share_<age>`, and the drift at
+    each, `cfpo/tv_<age>`; the share of samples that were too old, `staleness/dropped`; and all of `AsyncGRPOTrainer`'s.
 
-    `max_staleness` holds where a sample is trained, what Accelerate and TRL hold in advance included.
+    `max_staleness` holds where a sample is trained, what Accelerate and TRL hold in advance included; [`pace`] keeps
+    the samples that it would cost few.
 
     Without CUDA, and with `vllm_sync_dir`, the weights go through a folder to a server that `cfpo serve` started; TRL
     sends them by NCCL. Without CUDA packed rows have [`~cfpo_trl.rollouts.tree_attention.tree_attention`].
@@ -80,6 +88,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
                 f"max_staleness={args.max_staleness} cannot hold: between queue and update a sample ages by up to "
                 f"{ahead(args)} versions. Use {ahead(args)} or more."
             )
+        pace(args)
         folder = sync_folder(args)
         if weight_transfer is None and folder is not None:
             client = VLLMClient(args.vllm_server_base_url, args.vllm_server_timeout)
@@ -90,6 +99,8 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         if self.accelerator.is_main_process:
             self.weight_transfer = self.weight_transfer and WatchedTransfer(self.weight_transfer)
             self.rollout_queue = VersionedQueue(self.rollout_queue)
+            if isinstance(self.rollout_worker, AsyncRolloutWorker):
+                self.rollout_worker._loop_kwargs["score_queue_maxsize"] = SCORING - 2
 
     def get_train_dataloader(self) -> Any:
         """TRL's, whose batches also say which version of the policy wrote each trained token."""
@@ -141,6 +152,9 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
                 if count:
                     metrics[f"staleness/share_{age}"] = [count / total]
                     metrics[f"cfpo/tv_{age}"] = [tv[age] / count]
+            dropped = sum(metrics.get("sample/dropped_stale_total", []))
+            if kept := len(metrics.get("sample/staleness_mean", [])):  # on the main process
+                metrics["staleness/dropped"] = [dropped / (dropped + kept)]
             metrics["staleness/max"] = [float(max(age for age, count in enumerate(tokens) if count))]
         super().log(*arguments, **keywords)
 
@@ -151,6 +165,21 @@ def ahead(args: AsyncGRPOConfig) -> int:
     Accelerate holds a micro-batch in advance; with a token budget TRL's batcher holds one more sample.
     """
     return 1 if args.token_budget is not None and args.token_budget <= 0 else 2
+
+
+def pace(args: AsyncGRPOConfig) -> None:
+    """Sets how many completions may be in flight and in the queue, where `args` leaves TRL's defaults.
+
+    A completion is trained when all those before it are. With no more than `max_staleness` − 1 updates' worth between
+    its dispatch and the batches that Accelerate holds, none is dropped for its age, but for stragglers.
+    """
+    per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    group = args.num_generations
+    room = max((args.max_staleness - 1) * per_update - SCORING * group, 2 * group)
+    if args.max_inflight_tasks < 0:
+        args.max_inflight_tasks = max(room // 2 // group, 1) * group
+    if args.queue_maxsize == AsyncGRPOConfig.queue_maxsize:
+        args.queue_maxsize = max(room - args.max_inflight_tasks, 1)
 
 
 class VersionedQueue:
