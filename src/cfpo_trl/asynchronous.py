@@ -45,9 +45,9 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
     is now to the server's log-probs, so that it corrects for staleness and for the engine's arithmetic at once.
 
     Logs, over the trained tokens of all processes since the last log: `cfpo/tv`, `cfpo/penalty`, `cfpo/outside`,
-    `cfpo/ratio_min` and `cfpo/ratio_max`; `cfpo/ess`, the effective sample size (Σr)²/(n·Σr²); their age in versions of
-    the policy, where they are trained: `staleness/mean`, `staleness/max`, `staleness/share_<age>`, and the drift at
-    each, `cfpo/tv_<age>`; the share of samples that were too old, `staleness/dropped`; and all of `AsyncGRPOTrainer`'s.
+    `cfpo/ratio_min` and `cfpo/ratio_max`; `cfpo/ess`, the effective sample size (Σr)²/(n·Σr²); their age in versions
+    of the policy, where they are trained: `staleness/mean`, `staleness/max`, `staleness/share_<age>`, and the drift at
+    each, `cfpo/tv_<age>`; the share of samples that were too old, `staleness/dropped`; and all of TRL's.
 
     `max_staleness` holds where a sample is trained, what Accelerate and TRL hold in advance included; [`pace`] keeps
     the samples that it would cost few.

@@ -22,8 +22,10 @@ LOGGED |= {"kl_in_reward/mean", "completions/length_q90", "reward_length/slope",
 ENGINES = ("ddp", "zero2", "zero3", "fsdp2")
 
 
-def launch(engine: str | None, model: Path, output: Path, batch: int, accumulation: int) -> Path:
-    """Runs every phase: in one process, or in two with the Accelerate configuration of that name."""
+def launch(
+    engine: str | None, model: Path, output: Path, batch: int, accumulation: int, script: str = "equivalence_run.py"
+) -> Path:
+    """Runs the script: in one process, or in two with the Accelerate configuration of that name."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable]
     if engine:
@@ -32,8 +34,7 @@ def launch(engine: str | None, model: Path, output: Path, batch: int, accumulati
     if engine == "fsdp2":  # Accelerate's launcher passes no FSDP settings on to CPU processes: these are the recipe's
         settings = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text())["fsdp_config"]
         environment |= {name.upper(): str(value) for name, value in settings.items()} | {"ACCELERATE_USE_FSDP": "true"}
-    script = HERE / "equivalence_run.py"
-    command += map(str, [script, model / "policy", model / "reward", output, batch, accumulation])
+    command += map(str, [HERE / script, model / "policy", model / "reward", output, batch, accumulation])
     result = subprocess.run(command, env=environment, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return output
@@ -96,3 +97,28 @@ def test_one_update_differs_from_four(one_process):
     """The comparison can fail: the phases, which share the first rollouts, do not end alike."""
     ends = [load_file(one_process / phase / "model.safetensors") for phase in ("one_update", "four_updates")]
     assert any(not torch.allclose(ends[0][name], ends[1][name], atol=1e-3) for name in ends[0])
+
+
+@pytest.fixture(scope="module")
+def one_asynchronous_process(model, tmp_path_factory):
+    script = "asynchronous_equivalence_run.py"
+    return launch(None, model, tmp_path_factory.mktemp("one"), batch=16, accumulation=1, script=script)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_asynchronous_processes_equal_one(engine, model, one_asynchronous_process, tmp_path):
+    """The same samples, some versions old, packed for two: losses are means over the tokens of both."""
+    output = launch(engine, model, tmp_path, batch=8, accumulation=1, script="asynchronous_equivalence_run.py")
+    runs = [json.loads((path / "run.json").read_text()) for path in (output, one_asynchronous_process)]
+    assert [run["processes"] for run in runs] == [2, 1]
+    logs = [[entry for entry in run["log"] if "cfpo/tv" in entry] for run in runs]
+    assert len(logs[0]) == len(logs[1]) == 8
+    logged = {"grad_norm", "staleness/mean", "staleness/max", "cfpo/ess", "entropy", "kl", *METRICS}
+    for entry, expected in zip(*logs, strict=True):
+        for name in logged:
+            assert entry[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7), (entry["step"], name)
+    assert logs[1][-1]["staleness/max"] == 3
+    assert logs[1][-1]["cfpo/tv"] > 0.01
+    weights, expected = (load_file(path / "model.safetensors") for path in (output, one_asynchronous_process))
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=5e-5)
