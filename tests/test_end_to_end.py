@@ -130,7 +130,8 @@ def test_a_signal_saves_and_says_how_to_resume(recipe, tmp_path, number):
 
 @pytest.mark.slow
 def test_two_ranks_with_a_pool_of_workers_each(recipe, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "src/cfpo_trl/grpo.py"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch.append("src/cfpo_trl/grpo.py")
     options = ["--config", str(recipe), "--max_steps", "2", "--eval_strategy", "no"]
     result = subprocess.run([*launch, *options], cwd=ROOT, check=True, text=True, capture_output=True)
     assert "2 processes on cpu" in result.stderr

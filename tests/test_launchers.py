@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = "src/cfpo_trl/grpo.py"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 ONE = [*LAUNCH, "--cpu", SCRIPT]
-TWO = [*LAUNCH, "--config_file", "recipes/accelerate_configs/cpu/ddp.yaml", SCRIPT]
+FREE_PORT = ["--main_process_port", "0"]  # several tests launch at a time
+TWO = [*LAUNCH, "--config_file", "recipes/accelerate_configs/cpu/ddp.yaml", *FREE_PORT, SCRIPT]
 REWARD = """
 import pathlib, time
 def slow(completions, **kwargs):

@@ -29,15 +29,22 @@ def environment(**extra: str) -> dict[str, str]:
         "PYTHONPATH": f"{ROOT}/tests/scale:{ROOT}/scripts",
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        "MASTER_PORT": str(free_port()),  # of a colocated engine
         **extra,
     }
+
+
+def accelerate(engine: str) -> list[str]:
+    """Arguments of Python that launch by the CPU twin of a configuration, on a port that no other test uses."""
+    config = ["--config_file", str(CONFIGS / "cpu" / f"{engine}.yaml")]
+    return ["-m", "accelerate.commands.launch", *config, "--main_process_port", "0"]
 
 
 def launch(engine: str | None) -> list[str]:
     """The documented command without its recipe: plain Python, or Accelerate with the CPU twin of a configuration."""
     start = [sys.executable]
     if engine:
-        start += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu" / f"{engine}.yaml")]
+        start += accelerate(engine)
     return [*start, "src/cfpo_trl/grpo.py"]
 
 

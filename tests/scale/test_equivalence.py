@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cfpo_trl.seam import METRICS
 from cfpo_trl.tiny.model import build_model, build_reward_model, build_tokenizer
-from conftest import CONFIGS
+from conftest import CONFIGS, accelerate
 from equivalence_run import LETTERS, PHASES
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def launch(
     command = [sys.executable]
     if engine:
         config = "ddp" if engine == "fsdp2" else engine
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu" / f"{config}.yaml")]
+        command += accelerate(config)
     if engine == "fsdp2":  # Accelerate's launcher passes no FSDP settings on to CPU processes: these are the recipe's
         settings = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text())["fsdp_config"]
         environment |= {name.upper(): str(value) for name, value in settings.items()} | {"ACCELERATE_USE_FSDP": "true"}
