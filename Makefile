@@ -71,7 +71,7 @@ test-trl-versions: $(INSTALLED) ## Run the loss tests on the oldest, the newest 
 	$(PYTEST) tests/test_trl_versions.py
 
 test-scale: $(SCALE_INSTALLED) ## Run the tests with several processes, DeepSpeed, FSDP2 and a real vLLM, on the CPU
-	$(SCALE)/bin/python -m pytest -n 2 --dist loadfile tests/scale/test_server.py tests/scale  # the longest first
+	$(SCALE)/bin/python -m pytest -n 2 --dist loadfile tests/scale
 
 test-evaluate: $(INSTALLED) $(EVALUATE_INSTALLED) $(SCALE_INSTALLED) $(DEMO) ## Run the tests of make evaluate, on the demo's checkpoints
 	$(EVALUATE)/bin/pip install --quiet --constraint src/cfpo_trl/evaluation/constraints.txt pytest
