@@ -19,8 +19,9 @@ from trl.experimental.async_grpo.async_grpo_trainer import (
 )
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
-from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, VersionedCollator, pace, without_cuda
+from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, without_cuda
 from cfpo_trl.rollouts.server import RolloutServerError
+from cfpo_trl.rollouts.staleness import QUEUE, VersionedCollator, pace
 from cfpo_trl.tiny.model import build_model
 from conftest import CPU, LETTERS
 
@@ -358,5 +359,9 @@ def test_a_bound_that_no_sample_can_keep_is_refused(tmp_path, budget, least):
 )
 def test_no_more_is_written_than_the_bound_lets_train(tmp_path, options, inflight, waiting):
     args = AsyncCFPOConfig(str(tmp_path), **CPU, **options)
+    assert args.queue_maxsize in (
+        QUEUE,
+        options.get("queue_maxsize"),
+    )  # TRL's default is still the one that we exchange
     pace(args)
     assert (args.max_inflight_tasks, args.queue_maxsize) == (inflight, waiting)

@@ -1,6 +1,6 @@
 """AsyncCFPOTrainer: TRL's AsyncGRPOTrainer with the soft clip in place of the clip."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,10 +10,10 @@ import trl
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from trl.trainer.utils import pad
 
 from .config import TrustRegionConfig, check_trust_region
 from .rollouts.server import RolloutServerError, sync_folder
+from .rollouts.staleness import VersionedCollator, VersionedQueue, ahead, pace
 from .rollouts.transfer import FolderTransfer, WatchedTransfer
 from .rollouts.tree_attention import tree_attention
 from .seam import SoftClip, SoftClipSeam
@@ -27,9 +27,6 @@ try:
     from trl.experimental.async_grpo.vllm_client import VLLMClient
 except ImportError as error:
     raise ImportError(f"AsyncCFPOTrainer needs trl>=1.16; trl {trl.__version__} is installed.") from error
-
-VERSION = "sample/model_version"
-SCORING = 3  # groups of completions that wait for their scores, have them made, and wait for the queue
 
 
 @dataclass
@@ -49,8 +46,8 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
     of the policy, where they are trained: `staleness/mean`, `staleness/max`, `staleness/share_<age>`, and the drift at
     each, `cfpo/tv_<age>`; the share of samples that were too old, `staleness/dropped`; and all of TRL's.
 
-    `max_staleness` holds where a sample is trained, what Accelerate and TRL hold in advance included; [`pace`] keeps
-    the samples that it would cost few.
+    `max_staleness` holds where a sample is trained, what Accelerate and TRL hold in advance included, and
+    [`~cfpo_trl.rollouts.staleness.pace`] sees to it that it costs few samples.
 
     Without CUDA, and with `vllm_sync_dir`, the weights go through a folder to a server that `cfpo serve` started; TRL
     sends them by NCCL. Without CUDA packed rows have [`~cfpo_trl.rollouts.tree_attention.tree_attention`].
@@ -100,7 +97,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
             self.weight_transfer = self.weight_transfer and WatchedTransfer(self.weight_transfer)
             self.rollout_queue = VersionedQueue(self.rollout_queue)
             if isinstance(self.rollout_worker, AsyncRolloutWorker):
-                self.rollout_worker._loop_kwargs["score_queue_maxsize"] = SCORING - 2
+                self.rollout_worker._loop_kwargs["score_queue_maxsize"] = 1  # as `pace` has it
 
     def get_train_dataloader(self) -> Any:
         """TRL's, whose batches also say which version of the policy wrote each trained token."""
@@ -157,66 +154,6 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
                 metrics["staleness/dropped"] = [dropped / (dropped + kept)]
             metrics["staleness/max"] = [float(max(age for age, count in enumerate(tokens) if count))]
         super().log(*arguments, **keywords)
-
-
-def ahead(args: AsyncGRPOConfig) -> int:
-    """Versions by which a sample can age between the queue, where TRL checks it, and its update.
-
-    Accelerate holds a micro-batch in advance; with a token budget TRL's batcher holds one more sample.
-    """
-    return 1 if args.token_budget is not None and args.token_budget <= 0 else 2
-
-
-def pace(args: AsyncGRPOConfig) -> None:
-    """Sets how many completions may be in flight and in the queue, where `args` leaves TRL's defaults.
-
-    A completion is trained when all those before it are. With no more than `max_staleness` − 1 updates' worth between
-    its dispatch and the batches that Accelerate holds, none is dropped for its age, but for stragglers.
-    """
-    per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    group = args.num_generations
-    room = max((args.max_staleness - 1) * per_update - SCORING * group, 2 * group)
-    if args.max_inflight_tasks < 0:
-        args.max_inflight_tasks = max(room // 2 // group, 1) * group
-    if args.queue_maxsize == AsyncGRPOConfig.queue_maxsize:
-        args.queue_maxsize = max(room - args.max_inflight_tasks, 1)
-
-
-class VersionedQueue:
-    """A rollout worker's queue; each sample carries its policy's version where TRL's packing keeps it: in its metrics.
-
-    Args:
-        samples: The queue.
-    """
-
-    def __init__(self, samples: Any):
-        self.samples = samples
-
-    def get(self, timeout: float) -> Any:
-        sample = self.samples.get(timeout=timeout)
-        sample.metrics[VERSION] = float(sample.model_version)
-        return sample
-
-    def qsize(self) -> int:
-        return self.samples.qsize()
-
-
-class VersionedCollator:
-    """TRL's collator; adds `model_version`, `(P, M)`: the version of the policy that wrote each trained token."""
-
-    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
-        self.collate = collate
-
-    def __call__(self, examples: list[Any]) -> dict[str, Any]:
-        (rows,) = examples  # one micro-batch: a row for each process
-        versions = [[sample["metrics"][VERSION] for sample in row.samples for _ in trained(sample)] for row in rows]
-        padded = pad([torch.tensor(of_row) for of_row in versions], padding_value=-1)
-        return self.collate(examples) | {"model_version": padded}
-
-
-def trained(sample: dict[str, Any]) -> list[int]:
-    """The places of a sample's trained tokens; nothing predicts the first."""
-    return [place for place, counts in enumerate(sample["completion_mask"]) if counts and place]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
 from cfpo_trl import AsyncCFPOConfig, AsyncCFPOTrainer
 from cfpo_trl.together import leave_together
-from equivalence_run import LETTERS, allow_fsdp_on_cpu
+from equivalence_run import LETTERS, ON_CPU, allow_fsdp_on_cpu
 
 AGE = 2  # versions; one more passes while Accelerate holds the micro-batch
 
@@ -76,13 +76,7 @@ def main(model: str, output: Path, batch: int, accumulation: int) -> None:
         penalty_slope=1.25,
         learning_rate=1e-3,
         max_steps=8,
-        save_strategy="no",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        report_to="none",
-        seed=3,
+        **ON_CPU,
     )
     data = Dataset.from_list([{"prompt": letter} for letter in LETTERS])
     trainer = AsyncCFPOTrainer(model, reward, args, data, rollout_worker=Worker(), weight_transfer=NoTransfer())

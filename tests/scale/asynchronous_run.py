@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfpo_trl import AsyncCFPOConfig, AsyncCFPOTrainer
-from equivalence_run import LETTERS
+from equivalence_run import LETTERS, ON_CPU
 
 
 def share_of_vowels(completions: list[list[dict]], **kwargs) -> list[float]:
@@ -38,13 +38,7 @@ def main(model: str, server: str, output: Path) -> None:
         max_staleness=4,
         learning_rate=1e-3,
         max_steps=40,
-        save_strategy="no",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        report_to="none",
-        seed=3,
+        **ON_CPU,
     )
     prompts = [[{"role": "user", "content": first + second}] for first in LETTERS for second in LETTERS]
     trainer = AsyncCFPOTrainer(

@@ -20,6 +20,15 @@ from cfpo_trl import CFPOConfig, CFPOTrainer
 from cfpo_trl.rewards import load_reward
 
 LETTERS = "abcdefghij"
+ON_CPU = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "seed": 3,
+}
 PHASES = {
     "one_update": {"num_iterations": 1, "loss_type": "grpo"},
     "four_updates": {"num_iterations": 4, "loss_type": "dapo"},
@@ -96,13 +105,7 @@ def run(model: str, reward: str, output: Path, batch: int, accumulation: int, op
         lr_scheduler_type="constant",
         max_steps=8,
         logging_steps=1,
-        save_strategy="no",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        report_to="none",
-        seed=3,
+        **ON_CPU,
     )
     prompts = Dataset.from_list([{"prompt": first + second} for first in LETTERS for second in LETTERS])
     tokenizer = AutoTokenizer.from_pretrained(model)
