@@ -20,7 +20,8 @@ from trl.experimental.async_grpo.async_grpo_trainer import (
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
 from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, without_cuda
-from cfpo_trl.rollouts.server import RolloutServerError
+from cfpo_trl.rollouts import health
+from cfpo_trl.rollouts.health import PatientHealth, RolloutServerError
 from cfpo_trl.rollouts.staleness import QUEUE, VersionedCollator, pace
 from cfpo_trl.tiny.model import build_model
 from conftest import CPU, LETTERS
@@ -365,3 +366,48 @@ def test_no_more_is_written_than_the_bound_lets_train(tmp_path, options, infligh
     )  # TRL's default is still the one that we exchange
     pace(args)
     assert (args.max_inflight_tasks, args.queue_maxsize) == (inflight, waiting)
+
+
+def steps_saved(output) -> list[int]:
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*"))
+
+
+def test_where_no_more_samples_come_all_stop_with_a_checkpoint(build, model, tmp_path):
+    transfer = KeptTransfer()
+    worker = OldPolicies(model, transfer, 0)
+
+    def get(timeout, get=worker.get):
+        if len(worker.written) == 14:  # three updates, and half of one more
+            raise queue.Empty
+        return get(timeout)
+
+    worker.get = get
+    trainer = build(transfer=transfer, worker=worker, max_steps=20)
+    with pytest.raises(RolloutServerError, match="no more rollouts: no samples"):
+        trainer.train()
+    assert trainer.state.global_step == 3
+    assert steps_saved(tmp_path / "out") == [3]
+
+
+def test_where_the_server_takes_no_weights_the_update_is_saved(build, model, tmp_path):
+    transfer = KeptTransfer()
+    transfer.pause = lambda: 1 / (len(transfer.weights) < 3)
+    trainer = build(transfer=transfer, worker=OldPolicies(model, transfer, 0), max_steps=20)
+    with pytest.raises(RolloutServerError, match="the vLLM server failed to pause: ZeroDivisionError"):
+        trainer.train()
+    assert steps_saved(tmp_path / "out") == [3]
+
+
+def test_a_server_is_given_up_when_it_has_been_unwell_for_long(monkeypatch):
+    times, problems = iter([0.0, 10.0, 20.0, 45.0, 55.0, 80.0]), iter(["x", None, "x", "x", None, "x"])
+    monkeypatch.setattr(health.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(health, "health_problem", lambda url: next(problems))
+    server = PatientHealth("http://127.0.0.1:1")
+    for _ in range(4):  # unwell at 0, well at 10, unwell at 20 and 45: 25 s
+        server.check()
+    server.check()
+    server.check()
+    monkeypatch.setattr(health.time, "monotonic", lambda: 111.0)
+    monkeypatch.setattr(health, "health_problem", lambda url: "it does not answer")
+    with pytest.raises(RolloutServerError, match=r"http://127.0.0.1:1 is gone \(30 s\): it does not answer"):
+        server.check()

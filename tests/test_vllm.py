@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from trl import ModelConfig
 
 from cfpo_trl import CFPOConfig
-from cfpo_trl.rollouts import generation
+from cfpo_trl.rollouts import health
 from cfpo_trl.rollouts import weights as weights_module
 from cfpo_trl.rollouts.generation import WatchedClient
-from cfpo_trl.rollouts.server import RolloutServerError, check_vllm, serve_command
+from cfpo_trl.rollouts.health import RolloutServerError
+from cfpo_trl.rollouts.server import check_vllm, serve_command
 from cfpo_trl.rollouts.weights import write_weights
 from conftest import CPU
 
@@ -105,7 +106,7 @@ def silent_server():
 
 @pytest.fixture
 def client(silent_server, monkeypatch):
-    monkeypatch.setattr(generation, "PATIENCE", 3.0)
+    monkeypatch.setattr(health, "PATIENCE", 3.0)
     monkeypatch.setattr("cfpo_trl.rollouts.health.SECONDS_TO_ANSWER", 0.5)
     client = WatchedClient.__new__(WatchedClient)  # its constructor asks for vLLM, and waits for the server
     client.session, client.base_url, client._updating_weights = requests.Session(), silent_server, False

@@ -1,6 +1,6 @@
 """AsyncCFPOTrainer: TRL's AsyncGRPOTrainer with the soft clip in place of the clip."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,10 +9,11 @@ import torch
 import trl
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .config import TrustRegionConfig, check_trust_region
-from .rollouts.server import RolloutServerError, sync_folder
+from .rollouts.health import PatientHealth, RolloutServerError
+from .rollouts.server import sync_folder
 from .rollouts.staleness import VersionedCollator, VersionedQueue, ahead, pace
 from .rollouts.transfer import FolderTransfer, WatchedTransfer
 from .rollouts.tree_attention import tree_attention
@@ -93,6 +94,9 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         with nullcontext() if torch.cuda.is_available() else without_cuda():
             super().__init__(model, reward_funcs, args, *positional, weight_transfer=weight_transfer, **keywords)
         self._ages: list[Tensor] = []
+        self.failure: str | None = None
+        self._server = PatientHealth(args.vllm_server_base_url)
+        self.add_callback(StopTogether(self))
         if self.accelerator.is_main_process:
             self.weight_transfer = self.weight_transfer and WatchedTransfer(self.weight_transfer)
             self.rollout_queue = VersionedQueue(self.rollout_queue)
@@ -106,7 +110,31 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         inner.collate_fn = VersionedCollator(inner.collate_fn)
         if self._rollout_dataset is not None:  # on the main process
             self._rollout_dataset.max_staleness = self.args.max_staleness - ahead(self.args)
+            self._rollout_dataset.check_health_fn = self._check_health
+            inner.dataset.dataset = UntilFailure(inner.dataset.dataset, self)
         return loader
+
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        """TRL's training; where the server or the rollout process fails, it saves a checkpoint first.
+
+        Raises:
+            RolloutServerError: on all processes, some 40 s after the last sample of a server that is gone.
+        """
+        try:
+            result = super().train(*arguments, **keywords)
+        except RolloutServerError:  # it took no weights
+            if self.state.global_step:
+                self._save_checkpoint(self.model, trial=None)
+            raise
+        if self.failure is not None:
+            raise RolloutServerError(self.failure)
+        return result
+
+    def _check_health(self, stale_after_s: float) -> None:
+        """Called while no sample comes. Raises a `RuntimeError` where none will."""
+        self.rollout_worker.check_health(stale_after_s)
+        if isinstance(self.rollout_worker, AsyncRolloutWorker):
+            self._server.check()
 
     def counted_advantages(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The advantages of this process's trained tokens, `(M,)`, and a mask of ones: packing leaves no padding."""
@@ -154,6 +182,40 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
                 metrics["staleness/dropped"] = [dropped / (dropped + kept)]
             metrics["staleness/max"] = [float(max(age for age, count in enumerate(tokens) if count))]
         super().log(*arguments, **keywords)
+
+
+class UntilFailure:
+    """A trainer's stream of samples, which ends where it would raise: all processes then stop at the same update.
+
+    Args:
+        samples: The stream, on the main process.
+        trainer: Whose `failure` says why it ended.
+    """
+
+    def __init__(self, samples: Iterable[Any], trainer: AsyncCFPOTrainer):
+        self.samples, self.trainer = samples, trainer
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.samples
+        except RuntimeError as error:  # of the rollout process, or of the server
+            self.trainer.failure = f"no more rollouts: {error}"
+
+
+class StopTogether(TrainerCallback):
+    """Tells all processes why the samples have ended; they save a checkpoint and stop."""
+
+    def __init__(self, trainer: AsyncCFPOTrainer):
+        self.trainer = trainer
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        told = [self.trainer.failure]  # the main process's counts
+        broadcast_object_list(told)
+        self.trainer.failure = told[0]
+        if self.trainer.failure is not None:
+            control.should_training_stop = control.should_save = True
 
 
 @contextmanager

@@ -29,7 +29,8 @@ from cfpo_trl.evaluation.callback import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.mistakes import checking, say_mistakes
 from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
-from cfpo_trl.rollouts.server import RolloutServerError, check_vllm, trl_rolls_out
+from cfpo_trl.rollouts.health import RolloutServerError
+from cfpo_trl.rollouts.server import check_vllm, trl_rolls_out
 from cfpo_trl.running.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
 from cfpo_trl.running.existing_run import RECORD, ExistingRun, FinishedRun, LearningRateOfTheRecipe
 from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher

@@ -1,6 +1,6 @@
 """An asynchronous training against a real vLLM server: the log, and what the server says after the last update.
 
-python asynchronous_run.py MODEL SERVER OUTPUT
+python asynchronous_run.py MODEL SERVER OUTPUT STEPS     (again: it goes on from the last checkpoint)
 """
 
 import json
@@ -11,6 +11,7 @@ import requests
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.trainer_utils import get_last_checkpoint
 
 from cfpo_trl import AsyncCFPOConfig, AsyncCFPOTrainer
 from equivalence_run import LETTERS, ON_CPU
@@ -27,7 +28,7 @@ def served(server: str, model: str, ids: list[int]) -> list[float]:
     return [step[str(token)]["logprob"] for token, step in zip(ids[1:], answer["prompt_logprobs"][1:], strict=True)]
 
 
-def main(model: str, server: str, output: Path) -> None:
+def main(model: str, server: str, output: Path, steps: int) -> None:
     args = AsyncCFPOConfig(
         str(output),
         vllm_server_base_url=server,
@@ -37,8 +38,8 @@ def main(model: str, server: str, output: Path) -> None:
         max_completion_length=6,
         max_staleness=4,
         learning_rate=1e-3,
-        max_steps=40,
-        **ON_CPU,
+        max_steps=steps,
+        **ON_CPU | {"save_strategy": "steps", "save_steps": 10},
     )
     prompts = [[{"role": "user", "content": first + second}] for first in LETTERS for second in LETTERS]
     trainer = AsyncCFPOTrainer(
@@ -48,7 +49,7 @@ def main(model: str, server: str, output: Path) -> None:
         Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
         processing_class=AutoTokenizer.from_pretrained(model),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.exists() else None)
     trainer.save_model()
     ids = [2, 3, 4, 5, 6, 7]
     with torch.no_grad():
@@ -60,4 +61,4 @@ def main(model: str, server: str, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -18,12 +17,10 @@ from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
-from .health import health_problem
-from .server import RolloutServerError, sync_folder
+from .health import PatientHealth, RolloutServerError
+from .server import sync_folder
 from .weights import reload_request, write_weights
 from .worker import repack_output_head
-
-PATIENCE = 30.0  # seconds for which a server may be unwell before its requests are given up
 
 
 @contextmanager
@@ -134,13 +131,9 @@ class WatchedClient(VLLMClient):
 
     def _post(self, url: str, **kwargs: Any) -> Any:
         answer = in_thread(super()._post, url, **kwargs)
-        well = time.monotonic()
+        health = PatientHealth(self.base_url)
         while not wait([answer], timeout=2.0).done:
-            problem = health_problem(self.base_url)
-            if problem is None:
-                well = time.monotonic()
-            elif time.monotonic() - well > PATIENCE:
-                raise RolloutServerError(f"The vLLM server at {self.base_url} is gone ({PATIENCE:g} s): {problem}.")
+            health.check()
         try:
             return answer.result()
         except Exception as error:

@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,6 @@ WORKER = "cfpo_trl.rollouts.worker.PolicyReload"
 API_SERVER = "vllm.entrypoints.openai.api_server"
 START = "`cfpo serve --config <recipe>` starts the right one."
 SEAM = Version("1.16")  # from here on TRL talks to vLLM's own server
-
-
-class RolloutServerError(RuntimeError):
-    """The vLLM server failed during the run. Sent to a process that waits for completions, it raises on unpacking."""
-
-    def __iter__(self) -> Iterator:
-        raise self
 
 
 def trl_rolls_out(args: GRPOConfig) -> bool:
