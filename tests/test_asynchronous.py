@@ -339,6 +339,8 @@ def test_older_samples_than_the_bound_are_dropped_where_they_would_be_trained(bu
     assert max(entry["staleness/max"] for entry in logs) <= 2
     assert sum(entry.get("sample/dropped_stale_total") or 0 for entry in logs) > 8
     assert logs[-1]["staleness/dropped"] == pytest.approx(0.5)
+    held = 4 + 1  # the micro-batch that Accelerate holds, and the sample before it that was dropped
+    assert set(range(len(worker.written) - 2 * held)) <= trainer._trained_groups  # what was dropped is done, too
 
 
 @pytest.mark.parametrize(("budget", "least"), [(0, 1), (64, 2), (None, 2)])
@@ -387,6 +389,7 @@ def test_where_no_more_samples_come_all_stop_with_a_checkpoint(build, model, tmp
         trainer.train()
     assert trainer.state.global_step == 3
     assert steps_saved(tmp_path / "out") == [3]
+    assert trainer._trained_groups == set(range(12))  # TRL resumes behind them; each sample is a group here
 
 
 def test_where_the_server_takes_no_weights_the_update_is_saved(build, model, tmp_path):

@@ -1,5 +1,6 @@
 """AsyncCFPOTrainer: TRL's AsyncGRPOTrainer with the soft clip in place of the clip."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
     _paper = CFPOTrainer._paper
 
     # TRL's own
+    _trained_groups: set[int]
     weight_transfer: Any
     rollout_queue: Any
     model_version: int
@@ -94,6 +96,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         with nullcontext() if torch.cuda.is_available() else without_cuda():
             super().__init__(model, reward_funcs, args, *positional, weight_transfer=weight_transfer, **keywords)
         self._ages: list[Tensor] = []
+        self._untrained: deque[set[int]] = deque()
         self.failure: str | None = None
         self._server = PatientHealth(args.vllm_server_base_url)
         self.add_callback(StopTogether(self))
@@ -107,7 +110,9 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         """TRL's, whose batches also say which version of the policy wrote each trained token."""
         loader = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)  # behind Accelerate's
+        inner.collate_fn.groups_trained = set()  # TRL's would count what is made in advance, and resume behind it
         inner.collate_fn = VersionedCollator(inner.collate_fn)
+        self._untrained = inner.collate_fn.groups
         if self._rollout_dataset is not None:  # on the main process
             self._rollout_dataset.max_staleness = self.args.max_staleness - ahead(self.args)
             self._rollout_dataset.check_health_fn = self._check_health
@@ -151,7 +156,9 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
             raise RolloutServerError(failure)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Tensor:
-        """The soft clip's loss, see [`SoftClipSeam`]; notes how old its tokens are."""
+        """The soft clip's loss, see [`SoftClipSeam`]; notes how old its tokens are, and which prompts are done."""
+        if self._untrained:  # on the main process
+            self._trained_groups.update(self._untrained.popleft(), self.rollout_queue.dropped)
         self._versions = inputs["model_version"][inputs["token_index"] >= 0]
         return super().compute_loss(model, inputs, *arguments, **keywords)
 
@@ -197,7 +204,9 @@ class UntilFailure:
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self.samples
+            for sample in self.samples:
+                self.trainer.rollout_queue.taken = None
+                yield sample
         except RuntimeError as error:  # of the rollout process, or of the server
             self.trainer.failure = f"no more rollouts: {error}"
 

@@ -70,7 +70,7 @@ def test_a_server_that_dies_stops_the_training_with_a_checkpoint_and_the_same_co
     step = max(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*"))
     state = json.loads((output / f"checkpoint-{step}" / "rollout_state.json").read_text())
     trained = step * 64 // 8
-    assert 0 < state["prompt_index"] <= trained  # in prompts; a resumed run begins with the first that is not trained
+    assert 0 < state["prompt_index"] <= trained  # a resumed run begins with the first prompt that is not trained
 
     with serving(recipe, tmp_path / "server.log"):
         run(command(recipe, model, output, step + 3))

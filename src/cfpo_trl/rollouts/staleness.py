@@ -1,5 +1,6 @@
 """How old the samples of an asynchronous training are, and how many may be under way so that none grows too old."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -37,15 +38,24 @@ def pace(args: Any) -> None:
 class VersionedQueue:
     """A rollout worker's queue; each sample carries its policy's version where TRL's packing keeps it: in its metrics.
 
+    `taken` is the group of the sample that was given last, until whoever trains it says that it was kept, by None.
+    `dropped` are the groups of those that were not.
+
     Args:
         samples: The queue.
     """
 
     def __init__(self, samples: Any):
         self.samples = samples
+        self.taken: int | None = None
+        self.dropped: set[int] = set()
 
     def get(self, timeout: float) -> Any:
+        if self.taken is not None:
+            self.dropped.add(self.taken)
+        self.taken = None
         sample = self.samples.get(timeout=timeout)
+        self.taken = sample.group_id
         sample.metrics[VERSION] = float(sample.model_version)
         return sample
 
@@ -54,13 +64,19 @@ class VersionedQueue:
 
 
 class VersionedCollator:
-    """TRL's collator; adds `model_version`, `(P, M)`: the version of the policy that wrote each trained token."""
+    """TRL's collator; adds `model_version`, `(P, M)`: the version of the policy that wrote each trained token.
+
+    `groups` are those of the micro-batches that were made and are not trained yet, the oldest first: Accelerate holds
+    one in advance.
+    """
 
     def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
         self.collate = collate
+        self.groups: deque[set[int]] = deque()
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
         (rows,) = examples  # one micro-batch: a row for each process
+        self.groups.append({sample["group_id"] for row in rows for sample in row.samples})
         versions = [[sample["metrics"][VERSION] for sample in row.samples for _ in trained(sample)] for row in rows]
         padded = pad([torch.tensor(of_row) for of_row in versions], padding_value=-1)
         return self.collate(examples) | {"model_version": padded}
