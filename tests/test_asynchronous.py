@@ -399,6 +399,7 @@ def test_where_the_server_takes_no_weights_the_update_is_saved(build, model, tmp
     with pytest.raises(RolloutServerError, match="the vLLM server failed to pause: ZeroDivisionError"):
         trainer.train()
     assert steps_saved(tmp_path / "out") == [3]
+    assert [entry["step"] for entry in trainer.state.log_history if "cfpo/tv" in entry] == [1, 2, 3]
 
 
 def test_a_server_is_given_up_when_it_has_been_unwell_for_long(monkeypatch):

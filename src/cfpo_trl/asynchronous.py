@@ -129,6 +129,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
             result = super().train(*arguments, **keywords)
         except RolloutServerError:  # it took no weights
             if self.state.global_step:
+                self.log({})  # of the update behind which it failed
                 self._save_checkpoint(self.model, trial=None)
             raise
         if self.failure is not None:
