@@ -61,7 +61,7 @@ test: $(INSTALLED) quality ## Format, lint, types, and the quick tests: what sho
 	$(PYTEST) -m "not slow"
 
 test-all: test ## Everything, as CI runs it: the slow tests, and all of the targets below
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --durations=20
 	$(MAKE) test-scale
 	$(MAKE) test-evaluate
 	$(MAKE) test-engines
@@ -71,7 +71,7 @@ test-trl-versions: $(INSTALLED) ## Run the loss tests on the oldest, the newest 
 	$(PYTEST) tests/test_trl_versions.py
 
 test-scale: $(SCALE_INSTALLED) ## Run the tests with several processes, DeepSpeed, FSDP2 and a real vLLM, on the CPU
-	$(SCALE)/bin/python -m pytest -n 2 --dist loadfile tests/scale
+	$(SCALE)/bin/python -m pytest -n 2 --dist loadfile --durations=10 tests/scale
 
 test-evaluate: $(INSTALLED) $(EVALUATE_INSTALLED) $(SCALE_INSTALLED) $(DEMO) ## Run the tests of make evaluate, on the demo's checkpoints
 	$(EVALUATE)/bin/pip install --quiet --constraint src/cfpo_trl/evaluation/constraints.txt pytest
