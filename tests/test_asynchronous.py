@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 from trl.experimental.async_grpo.async_grpo_trainer import (
@@ -75,7 +76,14 @@ def model(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def build(model, tokenizer, tmp_path):
-    def build(trainer_class=AsyncCFPOTrainer, config_class=AsyncCFPOConfig, transfer=None, worker=None, **options):
+    def build(
+        trainer_class=AsyncCFPOTrainer,
+        config_class=AsyncCFPOConfig,
+        transfer=None,
+        worker=None,
+        peft_config=None,
+        **options,
+    ):
         options = {
             "per_device_train_batch_size": 4,
             "token_budget": 0,
@@ -93,6 +101,7 @@ def build(model, tokenizer, tmp_path):
                 processing_class=tokenizer,
                 rollout_worker=worker or Worker(),
                 weight_transfer=transfer or Transfer(),
+                peft_config=peft_config,
             )
 
     return build
@@ -415,3 +424,23 @@ def test_a_server_is_given_up_when_it_has_been_unwell_for_long(monkeypatch):
     monkeypatch.setattr(health, "health_problem", lambda url: "it does not answer")
     with pytest.raises(RolloutServerError, match=r"http://127.0.0.1:1 is gone \(30 s\): it does not answer"):
         server.check()
+
+
+def test_lora_trains_and_the_server_gets_merged_weights(build, model):
+    transfer = KeptTransfer()
+    lora = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", exclude_modules=["lm_head"])
+    worker = OldPolicies(model, transfer, 0)
+    trainer = build(transfer=transfer, worker=worker, peft_config=lora, learning_rate=1e-2, max_steps=6)
+    trainer.train()
+    base = dict(AutoModelForCausalLM.from_pretrained(model).named_parameters())
+    first, last = transfer.weights[1], transfer.weights[7]
+    assert first.keys() == last.keys() == base.keys()
+    assert all(torch.equal(first[name], base[name]) for name in base)  # an adapter begins at zero
+    moved = {name for name in base if not torch.equal(first[name], last[name])}
+    assert moved == {name for name in base if "proj.weight" in name}
+    merged = trainer.model.merge_and_unload()
+    for name, param in merged.named_parameters():
+        torch.testing.assert_close(last[name], param, rtol=0, atol=1e-6)
+    logs = [entry for entry in trainer.state.log_history if "cfpo/tv" in entry]
+    assert logs[0]["cfpo/tv"] == pytest.approx(0, abs=1e-5)
+    assert logs[-1]["cfpo/tv"] > 1e-3

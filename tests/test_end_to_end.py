@@ -118,7 +118,7 @@ def test_a_signal_saves_and_says_how_to_resume(recipe, tmp_path, number):
     options = ["--output_dir", str(output), "--max_steps", "100000", "--save_steps", "50000", "--eval_strategy", "no"]
     command = [sys.executable, "src/cfpo_trl/grpo.py", "--config", str(recipe), *options, "--log_completions", "true"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(output / "completions", process)  # it trains
+    wait_for(output / "completions" / "completions_00001.parquet", process)  # it trains
     process.send_signal(number)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
