@@ -92,13 +92,14 @@ def accuracy(checkpoint: Path, rows: list[dict], sample: bool) -> float:
 
 def plot(path: Path) -> None:
     """Reward, and total variation between the updated and the sampling policy, over the optimizer's steps."""
+    states = {name: json.loads((RUN / name / "trainer_state.json").read_text()) for name in RECIPES}
     figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(7, 5), layout="constrained")
     for axis, metric, label in (
         (top, "reward", "mean reward of the rollouts"),
         (bottom, "cfpo/tv", "total variation ½·E|r − 1|"),
     ):
         for name, color in COLORS.items():
-            log = json.loads((RUN / name / "trainer_state.json").read_text())["log_history"]
+            log = states[name]["log_history"]
             points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
             axis.plot(*zip(*points, strict=True), color=color, label=name.upper())
         axis.set_ylabel(label)

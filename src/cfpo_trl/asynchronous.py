@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 import trl
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import AttentionInterface, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -20,6 +19,7 @@ from .rollouts.transfer import FolderTransfer, WatchedTransfer
 from .rollouts.tree_attention import tree_attention
 from .seam import SoftClip, SoftClipSeam
 from .signatures import like
+from .together import decided_by_main
 from .trainer import CFPOTrainer
 
 try:
@@ -149,12 +149,14 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
 
     def _sync_weight(self) -> None:
         super()._sync_weight()
-        # The main process alone has the transfer and counts the versions.
-        told: list[Any] = [getattr(self.weight_transfer, "failure", None), self.model_version]
-        broadcast_object_list(told)
-        failure, self.model_version = told
+        self.model_version = decided_by_main(self._version_sent)
+
+    def _version_sent(self) -> int:
+        """The version that the server has now; the main process alone counts them, and knows whether it arrived."""
+        failure = getattr(self.weight_transfer, "failure", None)
         if failure is not None:
             raise RolloutServerError(failure)
+        return self.model_version
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Tensor:
         """The soft clip's loss, see [`SoftClipSeam`]; notes how old its tokens are, and which prompts are done."""
@@ -221,9 +223,7 @@ class StopTogether(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        told = [self.trainer.failure]  # the main process's counts
-        broadcast_object_list(told)
-        self.trainer.failure = told[0]
+        self.trainer.failure = decided_by_main(lambda: self.trainer.failure)
         if self.trainer.failure is not None:
             control.should_training_stop = control.should_save = True
 

@@ -246,9 +246,8 @@ class VerifierPool:
             return
         for reply in replies:
             if reply["status"] == "ready":
-                if (
-                    worker.task is not None and worker.task != STARTING
-                ):  # of which the one before it died, or before which
+                # The one before it died of that task, or before it
+                if worker.task is not None and worker.task != STARTING:
                     self.replaced += 1
                     batch.settle(worker.task, Verdict("died", 0.0))
                 worker.child, worker.task, self.failed_starts = reply["pid"], None, 0
