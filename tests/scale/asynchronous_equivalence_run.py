@@ -19,6 +19,7 @@ from cfpo_trl import AsyncCFPOConfig, AsyncCFPOTrainer
 from cfpo_trl.together import leave_together
 from equivalence_run import LETTERS, ON_CPU, allow_fsdp_on_cpu
 
+FAILS = os.environ.get("FAILS")  # `transfer` or `samples`: what stops in the middle
 AGE = 2  # versions; one more passes while Accelerate holds the micro-batch
 
 
@@ -30,6 +31,8 @@ class Worker:
         self.number = self.version = 0
 
     def get(self, timeout: float) -> RolloutSample:
+        if FAILS == "samples" and self.number == 56:  # three updates of 16, and half of one more
+            raise queue.Empty
         rng = random.Random(self.number)
         ids = np.array(rng.choices(range(2, 2 + len(LETTERS)), k=rng.randint(4, 8)))
         mask = np.array([0, 0, *[1] * (len(ids) - 2)])
@@ -48,13 +51,19 @@ class Worker:
 
     def stop(self) -> None: ...
 
-    def check_health(self, stale_after_s: float) -> None: ...
+    def check_health(self, stale_after_s: float) -> None:
+        raise RuntimeError("no samples")
 
 
 class NoTransfer:
+    pauses = 0
+
     def init_weight_transfer(self) -> None: ...
 
-    def pause(self) -> None: ...
+    def pause(self) -> None:
+        self.pauses += 1
+        if FAILS == "transfer" and self.pauses == 4:  # the start's, and one behind each of three updates
+            raise ConnectionError("the server is gone")
 
     def send_weights(self, iterator) -> None: ...
 

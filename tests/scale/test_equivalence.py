@@ -122,3 +122,17 @@ def test_two_asynchronous_processes_equal_one(engine, model, one_asynchronous_pr
     weights, expected = (load_file(path / "model.safetensors") for path in (output, one_asynchronous_process))
     for name in expected:
         torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("transfer", "the vLLM server failed to pause: ConnectionError"), ("samples", "no more rollouts: no samples")],
+)
+def test_a_failure_of_the_main_process_stops_both_with_a_checkpoint(what, message, model, tmp_path):
+    script, batch = HERE / "asynchronous_equivalence_run.py", ["8", "1"]
+    command = [sys.executable, *accelerate("ddp"), str(script), str(model / "policy"), "-", str(tmp_path), *batch]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FAILS": what}
+    result = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert (tmp_path / "checkpoint-3" / "trainer_state.json").exists()
