@@ -17,6 +17,7 @@ EXTRAS["dev"] = [
     *EXTRAS["peft"],
     *EXTRAS["plots"],
     *EXTRAS["tasks"],
+    "aiohttp>=3.11",  # of TRL's rollout process; vLLM brings it
     "gguf>=0.17",  # SmolLM2 in the tests
     "hypothesis>=6.100",
     "mypy>=1.18",

@@ -362,10 +362,10 @@ def test_a_bound_that_no_sample_can_keep_is_refused(tmp_path, budget, least):
 @pytest.mark.parametrize(
     ("options", "inflight", "waiting"),
     [
-        ({"max_staleness": 4, "per_device_train_batch_size": 64}, 80, 88),  # 3 x 64 less 3 groups of 8, in two halves
-        ({"max_staleness": 2, "per_device_train_batch_size": 64}, 16, 24),
+        ({"max_staleness": 4, "per_device_train_batch_size": 64}, 80, 80),  # 3 x 64 less 4 groups of 8, in two halves
+        ({"max_staleness": 2, "per_device_train_batch_size": 64}, 16, 16),
         ({"max_staleness": 2, "per_device_train_batch_size": 16}, 8, 8),  # two groups at least
-        ({"max_staleness": 4, "per_device_train_batch_size": 64, "max_inflight_tasks": 100}, 100, 68),
+        ({"max_staleness": 4, "per_device_train_batch_size": 64, "max_inflight_tasks": 100}, 100, 60),
         ({"max_staleness": 4, "per_device_train_batch_size": 64, "queue_maxsize": 5}, 80, 5),
     ],
 )

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from trl import DatasetMixtureConfig, ModelConfig, TrlParser, get_peft_config
+from trl import TrlParser, get_peft_config
 
-from cfpo_trl import CFPOConfig
 from cfpo_trl.config import check_alignment, check_config
-from cfpo_trl.grpo import CFPOScriptArguments
+from cfpo_trl.grpo import recipe_parser
 from cfpo_trl.reward_training import ARGUMENTS
 from cfpo_trl.rewards import load_reward
 from cfpo_trl.rewards.model import RewardModel
+from cfpo_trl.running.asynchronous import check_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIGS = sorted(RECIPES.rglob("config_*.yaml"))
@@ -30,10 +30,13 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_loads(path):
-    parser = TrlParser((CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig))
-    script_args, training_args, model_args, _ = parser.parse_args_and_config(["--config", str(path), *ON_CPU])
-    check_config(training_args)
-    check_alignment(training_args)
+    options = ["--config", str(path), *ON_CPU]
+    script_args, training_args, model_args, _ = recipe_parser(options).parse_args_and_config(options)
+    if script_args.rollouts == "async":
+        check_recipe(training_args, model_args, script_args.reward_funcs)
+    else:
+        check_config(training_args)
+        check_alignment(training_args)
     for reward in script_args.reward_funcs:
         parameters = (script_args.reward_parameters or {}).get(reward) or {}
         if "/" in reward:  # a model, which is not here
@@ -45,8 +48,9 @@ def test_loads(path):
     assert training_args.report_to == []
     assert not training_args.push_to_hub
     assert (get_peft_config(model_args) is not None) == ("lora" in path.name)
-    cycle = training_args.num_iterations * training_args.steps_per_generation
-    if training_args.save_strategy == "steps":
+    assert (script_args.rollouts == "async") == ("async" in path.name)
+    if training_args.save_strategy == "steps" and script_args.rollouts == "sync":
+        cycle = training_args.num_iterations * training_args.steps_per_generation
         assert training_args.save_steps % (cycle // training_args.gradient_accumulation_steps) == 0
 
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .config import TrustRegionConfig, check_trust_region
+from .objective import clip
 from .rollouts.health import PatientHealth, RolloutServerError
 from .rollouts.server import sync_folder
-from .rollouts.staleness import VersionedCollator, VersionedQueue, ahead, pace
+from .rollouts.staleness import VersionedCollator, VersionedQueue, ahead, pace, waiting_groups
 from .rollouts.transfer import FolderTransfer, WatchedTransfer
 from .rollouts.tree_attention import tree_attention
 from .seam import SoftClip, SoftClipSeam
@@ -33,7 +34,33 @@ except ImportError as error:
 
 @dataclass
 class AsyncCFPOConfig(TrustRegionConfig, AsyncGRPOConfig):
-    """Configuration of [`AsyncCFPOTrainer`]: TRL's `AsyncGRPOConfig`, and the options of [`TrustRegionConfig`]."""
+    """Configuration of [`AsyncCFPOTrainer`]: TRL's `AsyncGRPOConfig`, the options of [`TrustRegionConfig`], and these:
+
+    Args:
+        reward_weights (`list[float]`, *optional*): Weight of each reward function in the sum; default 1.
+    """
+
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward function in the sum; default 1."}
+    )
+
+
+def check_asynchronous(args: Any) -> None:
+    """Raises a `ValueError` that names the value, the rule and the fix for what cannot be trained asynchronously."""
+    check_trust_region(args)
+    if args.max_staleness < ahead(args):
+        raise ValueError(
+            f"max_staleness={args.max_staleness} cannot hold: between queue and update a sample ages by up to "
+            f"{ahead(args)} versions. Use {ahead(args)} or more."
+        )
+    if 0.0 in (args.reward_weights or []):
+        raise ValueError(f"reward_weights={args.reward_weights} has a 0, a reward that is not used; leave it out.")
+    plugin = args.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ValueError(
+            "Asynchronous training gathers the weights of FSDP2 alone, and ZeRO-3 shards them, too; use FSDP2, DDP or "
+            "ZeRO-2."
+        )
 
 
 class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
@@ -55,8 +82,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
     sends them by NCCL. Without CUDA packed rows have [`~cfpo_trl.rollouts.tree_attention.tree_attention`].
 
     Raises:
-        ValueError: before any model is loaded, where an epsilon or `penalty_slope` is invalid, or `max_staleness`
-            is so small that no sample could keep it.
+        ValueError: before any model is loaded, see [`check_asynchronous`].
         RolloutServerError: on all processes, where the server takes no weights.
     """
 
@@ -82,12 +108,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
     ):
         if args is None:
             args = AsyncCFPOConfig(f"{model.split('/')[-1]}-AsyncCFPO")
-        check_trust_region(args)
-        if args.max_staleness < ahead(args):
-            raise ValueError(
-                f"max_staleness={args.max_staleness} cannot hold: between queue and update a sample ages by up to "
-                f"{ahead(args)} versions. Use {ahead(args)} or more."
-            )
+        check_asynchronous(args)
         pace(args)
         folder = sync_folder(args)
         if weight_transfer is None and folder is not None:
@@ -104,7 +125,13 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
             self.weight_transfer = self.weight_transfer and WatchedTransfer(self.weight_transfer)
             self.rollout_queue = VersionedQueue(self.rollout_queue)
             if isinstance(self.rollout_worker, AsyncRolloutWorker):
-                self.rollout_worker._loop_kwargs["score_queue_maxsize"] = 1  # as `pace` has it
+                from .rollouts.loop import RolloutLoop  # needs aiohttp, as TRL's worker does
+
+                self.rollout_worker._loop_cls = RolloutLoop
+                self.rollout_worker._loop_kwargs |= {
+                    "score_queue_maxsize": waiting_groups(args),
+                    "reward_weights": args.reward_weights,
+                }
 
     def get_train_dataloader(self) -> Any:
         """TRL's, whose batches also say which version of the policy wrote each trained token."""
@@ -138,8 +165,11 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
 
     def _check_health(self, stale_after_s: float) -> None:
         """Called while no sample comes. Raises a `RuntimeError` where none will."""
-        self.rollout_worker.check_health(stale_after_s)
-        if isinstance(self.rollout_worker, AsyncRolloutWorker):
+        worker = self.rollout_worker
+        worker.check_health(stale_after_s)
+        if isinstance(worker, AsyncRolloutWorker):
+            if not worker._process.is_alive():
+                raise RuntimeError(f"the rollout process died, exit code {worker._process.exitcode}")
             self._server.check()
 
     def counted_advantages(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -194,6 +224,17 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         super().log(*arguments, **keywords)
 
 
+class AsyncClipTrainer(AsyncCFPOTrainer):
+    """The baseline: TRL's clip, with the pace, the metrics and all else of [`AsyncCFPOTrainer`]."""
+
+    _tag_names: ClassVar[list[str]] = AsyncGRPOTrainer._tag_names
+    _name = AsyncGRPOTrainer._name
+    _paper = AsyncGRPOTrainer._paper
+
+    def soft_clip(self, ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
+        return clip(ratio, advantages, epsilon_low, epsilon_high)
+
+
 class UntilFailure:
     """A trainer's stream of samples, which ends where it would raise: all processes then stop at the same update.
 
@@ -211,7 +252,7 @@ class UntilFailure:
                 self.trainer.rollout_queue.taken = None
                 yield sample
         except RuntimeError as error:  # of the rollout process, or of the server
-            self.trainer.failure = f"no more rollouts: {error}"
+            self.trainer.failure = f"no more rollouts: {error.__cause__ or error}"
 
 
 class StopTogether(TrainerCallback):

@@ -36,7 +36,7 @@ from cfpo_trl.running.existing_run import RECORD, ExistingRun, FinishedRun, Lear
 from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
 from cfpo_trl.running.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
 from cfpo_trl.running.progress import one_line_per_log
-from cfpo_trl.running.recipe import RecipeParser, mapping
+from cfpo_trl.running.recipe import RecipeParser, given_option, mapping
 from cfpo_trl.together import leave_together
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ gc.enable()
 logger = logging.getLogger("cfpo_trl")
 
 OBJECTIVES = ("cfpo", "grpo")
+ROLLOUTS = ("sync", "async")
 
 
 @dataclass
@@ -56,6 +57,8 @@ class CFPOScriptArguments(DataArguments):
 
     Args:
         objective (`str`, defaults to `"cfpo"`): `cfpo` penalises the ratio, `grpo` clips it; all else stays equal.
+        rollouts (`str`, defaults to `"sync"`): `sync`: each batch is written by the policy that trains on it;
+            `async`: a vLLM server goes on writing, see [`~cfpo_trl.AsyncCFPOTrainer`].
         reward_funcs (`list[str]`): Names of reward functions, dotted import paths, reward models or URLs of reward
             servers; their sum, weighted by `reward_weights`, is the reward.
         reward_parameters (`dict`, *optional*): Parameters of rewards, by name.
@@ -65,6 +68,9 @@ class CFPOScriptArguments(DataArguments):
 
     objective: Literal["cfpo", "grpo"] = field(
         default="cfpo", metadata={"help": "`cfpo` penalises the ratio, `grpo` clips it; all else stays equal."}
+    )
+    rollouts: Literal["sync", "async"] = field(
+        default="sync", metadata={"help": "`async`: a vLLM server goes on writing while the policy is trained."}
     )
     reward_funcs: list[str] = field(
         default_factory=list,
@@ -79,8 +85,9 @@ class CFPOScriptArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective={self.objective!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
+        for name, choices in (("objective", OBJECTIVES), ("rollouts", ROLLOUTS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}.")
         if isinstance(self.reward_funcs, str):
             self.reward_funcs = [self.reward_funcs]
         check_rewards(self.reward_funcs, mapping("reward_parameters", self.reward_parameters))
@@ -89,6 +96,16 @@ class CFPOScriptArguments(DataArguments):
 
 
 ARGUMENTS = (CFPOScriptArguments, CFPOConfig, ModelConfig, DatasetMixtureConfig)
+
+
+def recipe_parser(arguments: list[str]) -> RecipeParser:
+    """The parser of a recipe; its `rollouts` decide which training arguments there are."""
+    if given_option(arguments, "rollouts") != "async":
+        return RecipeParser(ARGUMENTS)
+    from cfpo_trl.running.asynchronous import AsyncRecipeConfig
+
+    classes = (CFPOScriptArguments, AsyncRecipeConfig, ModelConfig, DatasetMixtureConfig)
+    return RecipeParser(classes, where=" with rollouts: async")
 
 
 def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOTrainer"] | None = None) -> None:
@@ -102,18 +119,29 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         # Options: what needs no data and no model
         if not torch.accelerator.is_available():  # with several processes it would be "cpu:0", unknown to torch.load
             os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-        parser = RecipeParser(ARGUMENTS)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        parser = recipe_parser(arguments)
         script_args, training_args, model_args, mixture = parser.parse_args_and_config(arguments)
-        if script_args.objective == "cfpo":
-            check_config(training_args)
-        check_alignment(training_args)
+        asynchronous = script_args.rollouts == "async"
+        if asynchronous:
+            from cfpo_trl.running import asynchronous as with_server
+
+            with_server.check_recipe(training_args, model_args, script_args.reward_funcs)
+        else:
+            if script_args.objective == "cfpo":
+                check_config(training_args)
+            check_alignment(training_args)
         check_model(model_args.model_name_or_path)
         log_setup(script_args, training_args, model_args, parser.notes)
-        if training_args.use_vllm:
+        if asynchronous:
+            script_args.max_prompt_length = with_server.check_server_and_lengths(
+                training_args, model_args, script_args.max_prompt_length
+            )
+        elif training_args.use_vllm:
             check_vllm(training_args, model_args, script_args.max_prompt_length)
 
         # A run that is there already
-        cycle = steps_per_rollout(training_args)
+        cycle = 1 if asynchronous else steps_per_rollout(training_args)
         if training_args.save_strategy == "steps" and training_args.save_steps % cycle:
             logger.warning(
                 "save_steps=%s is no multiple of the %d steps that share a batch of rollouts: a run resumed within "
@@ -145,7 +173,8 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         from cfpo_trl import AlignmentTrainer, CFPOTrainer
 
         # Prompts, as the model sees them
-        processor = load_processor(training_args, model_args, script_args.chat_template)
+        response_template = mapping("response_template", script_args.response_template)
+        processor = load_processor(training_args, model_args, script_args.chat_template, response_template)
         tokenizer = getattr(processor, "tokenizer", processor)
         template_kwargs = training_args.chat_template_kwargs
         needs_mathematics = any(name != "exact_match" for name in needs_solution)
@@ -158,6 +187,8 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         )
         train_dataset = as_prompts(train_dataset)
         eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset)
+        if asynchronous:
+            with_server.check_conversations(train_dataset, tokenizer)
         first = render(train_dataset[0]["prompt"], tokenizer, template_kwargs)
         logger.info("%d rows to train on. The first prompt, as the model sees it:\n%s", len(train_dataset), first)
 
@@ -172,6 +203,8 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
 
         # Trainer, which loads the model
         training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
+        if asynchronous:
+            del training_args.model_init_kwargs["attn_implementation"]  # TRL's own, for packed rows
         quantization = get_quantization_config(model_args)
         stop, random_state = SaveOnSignal(cycle), RandomStateAtStep()
         benchmarks = (
@@ -180,19 +213,30 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         callbacks = [stop, random_state, StopAtTheEnd(), *([benchmarks] if benchmarks else [])]
         if script_args.if_output_exists == "continue" and checkpoint:
             callbacks.append(LearningRateOfTheRecipe())
-        trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": AlignmentTrainer}[script_args.objective]
-        with rollouts(training_args):
-            trainer = trainer_class(
-                model=model_args.model_name_or_path,
-                reward_funcs=reward_funcs,
-                args=training_args,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processor,
-                callbacks=callbacks,
-                peft_config=get_peft_config(model_args),
-                **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
+        options = {
+            "model": model_args.model_name_or_path,
+            "args": training_args,
+            "callbacks": callbacks,
+            "peft_config": get_peft_config(model_args),
+        }
+        if asynchronous:
+            trainer = (trainer_class or with_server.TRAINERS[script_args.objective])(
+                reward_funcs=with_server.that_pickle(script_args.reward_funcs, parameters, reward_funcs),
+                train_dataset=train_dataset.shuffle(seed=training_args.seed),
+                processing_class=tokenizer,
+                **options,
             )
+        else:
+            trainer_class = trainer_class or {"cfpo": CFPOTrainer, "grpo": AlignmentTrainer}[script_args.objective]
+            with rollouts(training_args):
+                trainer = trainer_class(
+                    reward_funcs=reward_funcs,
+                    train_dataset=train_dataset,
+                    eval_dataset=eval_dataset,
+                    processing_class=processor,
+                    **options,
+                    **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
+                )
         one_line_per_log(trainer)
         run.begin()
 
@@ -206,7 +250,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
             save_and_exit(trainer, random_state, error)
         trainer.save_state()
         if stop.received and trainer.state.global_step < trainer.state.max_steps:
-            say_stopped(trainer, stop)
+            say_stopped(trainer, stop, stop.exact and not asynchronous)
 
         # Save
         trainer.save_model(training_args.output_dir)
@@ -239,22 +283,28 @@ def log_setup(
     logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
     transformers_logging.set_verbosity(training_args.get_process_log_level())
     logger.info(
-        "%s of %s on %s; rewards: %s; epsilon %s, %s; %d iterations x %d steps per batch of rollouts; "
-        "%d processes on %s; output in %s",
+        "%s of %s on %s; rewards: %s; epsilon %s; %s; %d processes on %s; output in %s",
         script_args.objective,
         model_args.model_name_or_path,
         script_args.dataset_name or "a mixture",
         ", ".join(script_args.reward_funcs),
         training_args.epsilon,
-        training_args.loss_type,
-        training_args.num_iterations,
-        training_args.steps_per_generation,
+        use_of_rollouts(training_args),
         training_args.world_size,
         training_args.device,
         training_args.output_dir,
     )
     for note in notes:
         logger.info(note)
+
+
+def use_of_rollouts(args: Any) -> str:
+    """What a batch of rollouts, or an asynchronous one, is used for."""
+    if hasattr(args, "max_staleness"):
+        return f"rollouts up to {args.max_staleness} versions of the policy old"
+    return (
+        f"{args.loss_type}, {args.num_iterations} iterations x {args.steps_per_generation} steps per batch of rollouts"
+    )
 
 
 def steps_per_rollout(args: CFPOConfig) -> int:
@@ -275,8 +325,9 @@ def save_and_exit(
     trainer: "GRPOTrainer", random_state: RandomStateAtStep, error: RolloutServerError | RewardError
 ) -> NoReturn:
     """Keeps what was trained when rollouts or rewards failed; exits with status 1."""
-    if trainer.state.global_step:
-        random_state.restore(trainer.state.global_step)
+    step = trainer.state.global_step
+    if step and not Path(trainer.args.output_dir, f"checkpoint-{step}", "trainer_state.json").exists():
+        random_state.restore(step)
         trainer._save_checkpoint(trainer.model, trial=None)
     saved = get_last_checkpoint(trainer.args.output_dir) or "none, for no step was done"
     trainer.accelerator.print(
@@ -287,9 +338,9 @@ def save_and_exit(
     sys.exit(1)
 
 
-def say_stopped(trainer: "GRPOTrainer", stop: SaveOnSignal) -> NoReturn:
+def say_stopped(trainer: "GRPOTrainer", stop: SaveOnSignal, exact: bool) -> NoReturn:
     """Says where the run can go on after a signal, and whether exactly; exits with the signal's status."""
-    exactly = "" if stop.exact else " It makes new rollouts, and departs from the trajectory of an uninterrupted run."
+    exactly = "" if exact else " It makes new rollouts, and departs from the trajectory of an uninterrupted run."
     trainer.accelerator.print(
         f"Stopped at step {trainer.state.global_step}; saved in {get_last_checkpoint(trainer.args.output_dir)}. "
         f"To go on from there, run the same command again.{exactly}"

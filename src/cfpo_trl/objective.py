@@ -79,6 +79,14 @@ def cfpo_objective(
     return advantages * soft_clip(ratio, advantages, epsilon_low, epsilon_high, penalty_slope)
 
 
+def clip(ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
+    """What [`soft_clip`] replaces, for comparisons: PPO's clip on the side where it binds, so that c·A ≤ r·A.
+
+    The other side never survives the minimum `min(r·A, clip(r)·A)`. Arguments as of [`soft_clip`].
+    """
+    return torch.where(advantages > 0, ratio.clamp(max=1 + epsilon_high), ratio.clamp(min=1 - epsilon_low))
+
+
 def tv_distance(ratio: Tensor, mask: Tensor | None = None) -> Tensor:
     """Estimates TV(π_old, π_θ) = ½·E|r − 1| under π_old: the quantity that the penalty controls.
 

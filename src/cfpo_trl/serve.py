@@ -13,10 +13,9 @@ from importlib.util import find_spec
 
 import torch
 
-from .grpo import ARGUMENTS
+from .grpo import recipe_parser
 from .mistakes import Mistake, checking
 from .rollouts.server import serve_command, server_url, wait_for_health
-from .running.recipe import RecipeParser
 
 
 def main(arguments: list[str]) -> None:
@@ -28,7 +27,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--wait", type=float, metavar="SECONDS")
     mine, recipe = parser.parse_known_args(arguments[:end])
     with checking():
-        script_args, training_args, model_args, _ = RecipeParser(ARGUMENTS).parse_args_and_config(recipe)
+        script_args, training_args, model_args, _ = recipe_parser(recipe).parse_args_and_config(recipe)
         if mine.wait is not None:
             logging.basicConfig(format="%(message)s", level=logging.INFO)
             wait_for_health(server_url(training_args), mine.wait)

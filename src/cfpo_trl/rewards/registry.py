@@ -95,9 +95,7 @@ def load_rewards(
         reward = load_reward(name, parameters.get(name))
         if is_custom(name):
             check_signature(name, reward, columns)
-            if not inspect.iscoroutinefunction(reward):  # TRL awaits those itself
-                reward = CustomReward(name, reward)
-        rewards.append(reward)
+        rewards.append(guarded(name, reward))
     logged = [reward.__name__ for reward in rewards]
     for name, called in zip(names, logged, strict=True):
         if logged.count(called) > 1:
@@ -106,6 +104,11 @@ def load_rewards(
                 "one; rename a function or a model's folder."
             )
     return rewards
+
+
+def guarded(name: str, reward: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
+    """The reward; a user's own as a [`CustomReward`], but for coroutines, which TRL awaits itself."""
+    return CustomReward(name, reward) if is_custom(name) and not inspect.iscoroutinefunction(reward) else reward
 
 
 def is_custom(name: str) -> bool:

@@ -41,7 +41,7 @@ def check_vllm(args: GRPOConfig, model_args: ModelConfig, max_prompt_length: int
         raise ImportError("use_vllm=True needs vLLM: `pip install 'cfpo_trl[vllm]'`, or set use_vllm=False.")
     if not trl_rolls_out(args) and Version(trl.__version__) < SEAM:
         raise ValueError(f"vllm_mode={args.vllm_mode!r} needs trl>={SEAM} here, and {trl.__version__} is installed.")
-    if args.vllm_enable_sleep_mode and not torch.cuda.is_available():
+    if getattr(args, "vllm_enable_sleep_mode", False) and not torch.cuda.is_available():
         raise ValueError("vllm_enable_sleep_mode=True frees GPU memory, and there is no GPU; set it to False.")
     if args.vllm_mode == "server" and args.process_index == 0:  # the other processes never talk to the server
         check_server(args, model_args, max_prompt_length)
@@ -125,9 +125,10 @@ def check_server(args: GRPOConfig, model_args: ModelConfig, max_prompt_length: i
         )
     config = get_json(url, "/server_info?config_format=json")["vllm_config"]
     mode = config["model_config"]["logprobs_mode"]
-    if args.vllm_importance_sampling_correction and mode != "processed_logprobs":
+    reads_logprobs = getattr(args, "vllm_importance_sampling_correction", True)  # asynchronous training always does
+    if reads_logprobs and mode != "processed_logprobs":
         raise ValueError(
-            f"The vLLM server at {url} runs with --logprobs-mode {mode}, the importance-sampling correction needs "
+            f"The vLLM server at {url} runs with --logprobs-mode {mode}, and importance sampling needs "
             f"processed_logprobs. {START}"
         )
     if sync_folder(args) and config["parallel_config"]["worker_extension_cls"] != WORKER:

@@ -8,7 +8,6 @@ import torch
 from trl.trainer.utils import pad
 
 VERSION = "sample/model_version"
-SCORING = 3  # groups of completions: one that waits to be scored, one that is, one that waits for the queue
 QUEUE = 1024  # TRL's default
 
 
@@ -20,15 +19,25 @@ def ahead(args: Any) -> int:
     return 1 if args.token_budget is not None and args.token_budget <= 0 else 2
 
 
+def per_update(args: Any) -> int:
+    """Completions that an update takes."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def waiting_groups(args: Any) -> int:
+    """Groups of completions that may wait to be scored: TRL's loop pauses for 0.1 s where that many do."""
+    return min(max(per_update(args) // args.num_generations // 4, 1), 16)
+
+
 def pace(args: Any) -> None:
     """Sets how many completions may be in flight and in the queue, where `args` leaves TRL's defaults.
 
     A completion is trained when all those before it are. With no more than `max_staleness` − 1 updates' worth between
     its dispatch and the batches that Accelerate holds, none is dropped for its age, but for stragglers.
     """
-    per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     group = args.num_generations
-    room = max((args.max_staleness - 1) * per_update - SCORING * group, 2 * group)
+    scoring = waiting_groups(args) + 2  # one that is scored, one that waits for the queue
+    room = max((args.max_staleness - 1) * per_update(args) - scoring * group, 2 * group)
     if args.max_inflight_tasks < 0:
         args.max_inflight_tasks = max(room // 2 // group, 1) * group
     if args.queue_maxsize == QUEUE:
@@ -39,7 +48,7 @@ class VersionedQueue:
     """A rollout worker's queue; each sample carries its policy's version where TRL's packing keeps it: in its metrics.
 
     `taken` is the group of the sample that was given last, until whoever trains it says that it was kept, by None.
-    `dropped` are the groups of those that were not.
+    `dropped` are the groups of those that were not, and the groups that came to nothing.
 
     Args:
         samples: The queue.
@@ -54,7 +63,8 @@ class VersionedQueue:
         if self.taken is not None:
             self.dropped.add(self.taken)
         self.taken = None
-        sample = self.samples.get(timeout=timeout)
+        while not (sample := self.samples.get(timeout=timeout)).completion_mask.any():
+            self.dropped.add(sample.group_id)
         self.taken = sample.group_id
         sample.metrics[VERSION] = float(sample.model_version)
         return sample

@@ -48,6 +48,8 @@ class DataArguments(RunArguments):
         dataset_solution_column (`str`, defaults to `"solution"`): Column of the reference answers.
         system_prompt (`str`, *optional*): First message of every conversation, or text before every plain prompt.
         chat_template (`str`, *optional*): A Jinja template, or the path of one, in place of the tokenizer's.
+        response_template (`dict`, *optional*): How the tokenizer reads a completion as a message, for a chat template
+            that TRL does not know: https://huggingface.co/docs/transformers/main/en/chat_response_parsing.
         prompt_format (`str`, defaults to `"auto"`): `conversational`, `plain`, or `auto`: by whether the tokenizer
             has a chat template.
         max_prompt_length (`int`, *optional*): Prompts of more tokens are handled as `long_prompts` says.
@@ -61,6 +63,9 @@ class DataArguments(RunArguments):
     dataset_solution_column: str = field(default="solution", metadata={"help": "Column of the reference answers."})
     system_prompt: str | None = field(default=None, metadata={"help": "First message of every conversation."})
     chat_template: str | None = field(default=None, metadata={"help": "A Jinja template, or the path of one."})
+    response_template: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "How the tokenizer reads a completion as a message."}
+    )
     prompt_format: Literal["auto", "conversational", "plain"] = field(
         default="auto", metadata={"help": "`auto`: conversational where the tokenizer has a chat template."}
     )

@@ -44,8 +44,13 @@ def model_init_kwargs(training_args: Any, model_args: ModelConfig) -> dict[str, 
     }
 
 
-def load_processor(training_args: Any, model_args: ModelConfig, chat_template: str | None) -> Any:
-    """The model's processor or tokenizer, with another chat template where one is given, as text or as a file."""
+def load_processor(
+    training_args: Any,
+    model_args: ModelConfig,
+    chat_template: str | None,
+    response_template: dict[str, Any] | None = None,
+) -> Any:
+    """The model's processor or tokenizer, with other templates where they are given; the chat's as text or a file."""
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(
@@ -57,6 +62,8 @@ def load_processor(training_args: Any, model_args: ModelConfig, chat_template: s
     if chat_template:
         processor.chat_template = read_template(chat_template)
         getattr(processor, "tokenizer", processor).chat_template = processor.chat_template
+    if response_template:
+        getattr(processor, "tokenizer", processor).response_template = response_template
     return processor
 
 

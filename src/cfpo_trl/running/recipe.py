@@ -29,10 +29,13 @@ class RecipeParser(TrlParser):
 
     Args:
         dataclass_types: The arguments' classes.
+        where: In which recipes these are the options, for messages.
     """
 
-    def __init__(self, dataclass_types: Sequence[type]):
-        super().__init__(dataclass_types, allow_abbrev=False, usage="%(prog)s --config RECIPE [--option value ...]")
+    def __init__(self, dataclass_types: Sequence[type], where: str = ""):
+        self.where = where
+        usage = "%(prog)s --config RECIPE [--option value ...]"
+        super().__init__(dataclass_types, allow_abbrev=False, usage=usage)
         self.defaults = {action.dest: action.default for action in self._actions if action.dest != "help"}
         ours = [cls for cls in dataclass_types if cls.__module__.startswith("cfpo_trl.")]
         self.own_options = {name for cls in ours for base in cls.__mro__ for name in own_fields(base)}
@@ -56,7 +59,7 @@ class RecipeParser(TrlParser):
         """TRL's, with the numbers that YAML reads as texts; raises a `Mistake` for options that do not exist."""
         unknown = [f"{name!r}{nearest(name, self.defaults)}" for name in config if name not in self.defaults]
         if unknown:
-            raise Mistake(f"The recipe has {', '.join(unknown)}, which is no option; --help lists them.")
+            raise Mistake(f"The recipe has {', '.join(unknown)}, which is no option{self.where}; --help lists them.")
         return super().set_defaults_with_config(**with_numbers(config))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
@@ -67,7 +70,7 @@ class RecipeParser(TrlParser):
             if not name.startswith("-"):
                 raise Mistake(f"{name!r} belongs to no option; a recipe is given by --config {name}.")
             dashed = [f"--{option}" for option in self.defaults]
-            raise Mistake(f"{name} is no option{nearest(name, dashed)}; --help lists them.")
+            raise Mistake(f"{name} is no option{self.where}{nearest(name, dashed)}; --help lists them.")
         values = vars(namespace)
         self.given = {name: value for name, value in values.items() if value != self.defaults.get(name)}
         if "bf16" in values and not torch.accelerator.is_available() and not (namespace.use_cpu and namespace.bf16):
@@ -92,6 +95,23 @@ class RecipeParser(TrlParser):
             formatter.add_arguments(actions)
             formatter.end_section()
         return formatter.format_help()
+
+
+def given_option(arguments: list[str], name: str) -> Any:
+    """What command line or recipe give for an option, before it is known which options there are; else None."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in (name, "config"):
+        parser.add_argument(f"--{option}")
+    args = with_config_file([part for argument in arguments for part in split_config(argument)])
+    given, _ = parser.parse_known_args(args)
+    value = getattr(given, name)
+    if value is not None or given.config is None:
+        return value
+    try:
+        recipe = yaml.safe_load(Path(given.config).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise Mistake(f"The recipe is no YAML: {error}") from error
+    return recipe.get(name) if isinstance(recipe, dict) else None
 
 
 def own_fields(cls: type) -> list[str]:

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from cfpo_trl import CFPOTrainer, soft_clip, tv_distance
+from cfpo_trl.objective import clip
 
 Operator = Callable[[Tensor, Tensor, float, float], Tensor]
 Penalty = Callable[[Tensor, Tensor], Tensor]
-
-
-def clip(ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
-    """GRPO's clip, on the side where it binds: the other side never survives the minimum."""
-    return torch.where(advantages > 0, ratio.clamp(max=1 + epsilon_high), ratio.clamp(min=1 - epsilon_low))
 
 
 def quadratic(ratio: Tensor, epsilon: Tensor) -> Tensor:

@@ -1,0 +1,145 @@
+"""Which form of the objective for asynchronous training: the demo's task, a real vLLM server, the real trainer.
+
+python scripts/studies/asynchronous.py     (goes on where it stopped; the rows are in docs/asynchronous/runs.csv)
+
+Each run trains `recipes/demo/config_cfpo_async.yaml` with other options. `final` is the accuracy on held-out words, sampled
+at temperature 1; `area` the mean reward over all updates. The report is printed, and a picture drawn, at the end.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts" / "demo"))
+
+from demo import RUN, accuracy  # noqa: E402
+from demo_async import RECIPE, prepare_demo, server  # noqa: E402
+
+ROWS = ROOT / "docs" / "asynchronous" / "runs.csv"
+OUTPUT = Path("runs/asynchronous")
+FORMS = {
+    "clip": ["--objective", "grpo"],
+    "paper": ["--objective", "cfpo", "--penalty_slope", "null"],
+    "bounded": ["--objective", "cfpo", "--penalty_slope", "1.0"],
+    "bounded 0.1": ["--objective", "cfpo", "--penalty_slope", "1.0", "--epsilon", "0.1"],
+}
+RATES = (4e-4, 1.6e-3)
+STALENESS = (4, 16)
+SEEDS = (0, 1, 2)
+COLORS = {"clip": "#D55E00", "paper": "#56B4E9", "bounded": "#0072B2", "bounded 0.1": "#009E73"}
+
+
+def train(form: str, rate: float, staleness: int, seed: int) -> dict:
+    """One run; the row of its results."""
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    options = {"learning_rate": rate, "max_staleness": staleness, "seed": seed, "output_dir": OUTPUT}
+    command = [sys.executable, "-m", "cfpo_trl.cli", "train", "--config", str(RECIPE), *FORMS[form]]
+    command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    if result.returncode:
+        raise RuntimeError(f"{form}, {options}: {result.stderr[-3000:]}")
+    log = [entry for entry in json.loads((OUTPUT / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
+    held_out = [json.loads(line) for line in (RUN / "words" / "test.jsonl").read_text().splitlines()]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, text=True, capture_output=True)
+    return {
+        "form": form,
+        "learning_rate": rate,
+        "max_staleness": staleness,
+        "seed": seed,
+        "final": round(accuracy(OUTPUT, held_out, sample=True), 4),
+        "area": round(statistics.mean(entry["reward"] for entry in log), 4),
+        "age": round(statistics.mean(entry["staleness/mean"] for entry in log), 2),
+        "dropped": round(statistics.mean(entry["staleness/dropped"] for entry in log), 4),
+        "tv": round(statistics.mean(entry["cfpo/tv"] for entry in log), 4),
+        "ess_min": round(min(entry["cfpo/ess"] for entry in log), 3),
+        "ratio_max": round(max(entry["cfpo/ratio_max"] for entry in log), 1),
+        "commit": commit.stdout.strip(),
+    }
+
+
+def read_rows() -> list[dict]:
+    if not ROWS.exists():
+        return []
+    with ROWS.open() as file:
+        return list(csv.DictReader(file))
+
+
+def report(rows: list[dict]) -> None:
+    """A table in Markdown: mean over the seeds, and the smallest and largest."""
+    print("| learning rate | max_staleness | age | form | final | area | TV | smallest ESS | largest ratio |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for rate, staleness, form in itertools.product(RATES, STALENESS, FORMS):
+        found = [
+            row
+            for row in rows
+            if (float(row["learning_rate"]), int(row["max_staleness"]), row["form"]) == (rate, staleness, form)
+        ]
+        if found:
+            of = {name: [float(row[name]) for row in found] for name in ("final", "area", "age", "tv")}
+            mean = {name: statistics.mean(values) for name, values in of.items()}
+            spread = f"{mean['final']:.3f} [{min(of['final']):.3f}, {max(of['final']):.3f}]"
+            ess, ratio = min(float(row["ess_min"]) for row in found), max(float(row["ratio_max"]) for row in found)
+            print(
+                f"| {rate:g} | {staleness} | {mean['age']:.1f} | {form} | {spread} | {mean['area']:.3f} | "
+                f"{mean['tv']:.3f} | {ess:.2f} | {ratio:.0f} |"
+            )
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """The final accuracy of each run, by setting and form."""
+    settings = list(itertools.product(RATES, STALENESS))
+    figure, axis = plt.subplots(figsize=(7.5, 3.5), layout="constrained")
+    for offset, form in enumerate(FORMS):
+        points = [
+            (place + (offset - 1.5) * 0.16, float(row["final"]))
+            for place, (rate, staleness) in enumerate(settings)
+            for row in rows
+            if (row["form"], float(row["learning_rate"]), int(row["max_staleness"])) == (form, rate, staleness)
+        ]
+        if points:
+            axis.scatter(*zip(*points, strict=True), color=COLORS[form], label=form, s=28)
+    axis.set_xticks(range(len(settings)), [f"rate {rate:g}\nup to {age} versions old" for rate, age in settings])
+    axis.set_ylabel("held-out accuracy at the end")
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(ncols=len(FORMS), loc="upper center", bbox_to_anchor=(0.5, 1.16), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--report", action="store_true", help="report the rows that there are, and stop")
+    rows = read_rows()
+    done = {(row["form"], float(row["learning_rate"]), int(row["max_staleness"]), int(row["seed"])) for row in rows}
+    planned = [
+        (form, rate, staleness, seed)
+        for seed, rate, staleness, form in itertools.product(SEEDS, RATES, STALENESS, FORMS)
+    ]
+    missing = [run for run in planned if run not in done]
+    if missing and not parser.parse_args().report:
+        prepare_demo()
+        ROWS.parent.mkdir(exist_ok=True)
+        with server():
+            for run in missing:
+                row = train(*run)
+                rows.append(row)
+                with ROWS.open("a", newline="") as file:
+                    writer = csv.DictWriter(file, row)
+                    if file.tell() == 0:
+                        writer.writeheader()
+                    writer.writerow(row)
+                print(*row.values(), f"{len(rows)}/{len(planned)}", flush=True)
+    report(rows)
+    plot(rows, ROWS.with_name("forms.png"))
+
+
+if __name__ == "__main__":
+    main()
