@@ -20,7 +20,8 @@ from trl.experimental.async_grpo.async_grpo_trainer import (
 )
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
-from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, without_cuda
+from cfpo_trl import CFPOConfig, CFPOTrainer
+from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, AsyncClipTrainer, without_cuda
 from cfpo_trl.rollouts import health
 from cfpo_trl.rollouts.health import PatientHealth, RolloutServerError
 from cfpo_trl.rollouts.staleness import QUEUE, VersionedCollator, pace
@@ -227,6 +228,19 @@ def test_where_no_ratio_has_moved_loss_and_gradient_are_the_clip_s(build):
         gradients.append(torch.cat([param.grad.flatten() for param in model.parameters()]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_the_baseline_is_the_clip(build):
+    losses, gradients = [], []
+    for trainer in (build(AsyncClipTrainer), build(AsyncGRPOTrainer, AsyncGRPOConfig)):
+        trainer.current_gradient_accumulation_steps = 1
+        model = trainer.model.double()
+        loss = trainer.compute_loss(in_fp64(model), one_batch())
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([param.grad.flatten() for param in model.parameters()]))
+    assert losses[0] == losses[1]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-14)
 
 
 def test_the_metrics_are_those_of_the_trained_tokens(build):
@@ -444,3 +458,47 @@ def test_lora_trains_and_the_server_gets_merged_weights(build, model):
     logs = [entry for entry in trainer.state.log_history if "cfpo/tv" in entry]
     assert logs[0]["cfpo/tv"] == pytest.approx(0, abs=1e-5)
     assert logs[-1]["cfpo/tv"] > 1e-3
+
+
+def as_samples(batch: dict, group: int) -> list[RolloutSample]:
+    """GRPOTrainer's batch as the rollout process would hand it over: without padding."""
+    rows = []
+    for place, advantage in enumerate(batch["advantages"].tolist()):
+        prompt = batch["prompt_ids"][place][batch["prompt_mask"][place].bool()]
+        counted = batch["completion_mask"][place].bool()
+        completion, logps = (batch[name][place][counted] for name in ("completion_ids", "old_per_token_logps"))
+        ids, mask = [*prompt, *completion], [0] * len(prompt) + [1] * len(completion)
+        old = [0.0] * len(prompt) + logps.tolist()
+        arrays = np.array(ids), np.array(mask), np.array(old, dtype=np.float32)
+        rows.append(RolloutSample([], [], *arrays, advantage, 1, group + place, {}))
+    return rows
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=["epsilon", "two widths", "bounded"])
+def test_one_update_is_that_of_the_synchronous_trainer_on_the_same_completions(build, build_trainer, widths):
+    """With `loss_type: dapo`, which divides by the trained tokens of the whole batch, as asynchronous training does."""
+    options = {"loss_type": "dapo", "num_iterations": 2, "max_steps": 1, "per_device_train_batch_size": 16}
+    synchronous = build_trainer(CFPOTrainer, CFPOConfig, **options, **widths)
+    batches, generate = [], synchronous._generate_and_score_completions
+
+    def off_policy(inputs):
+        batch = generate(inputs)
+        noise = torch.randn(batch["old_per_token_logps"].shape, generator=torch.Generator().manual_seed(0))
+        batch["old_per_token_logps"] = batch["old_per_token_logps"] + 0.3 * noise
+        batches.append({name: value.clone() for name, value in batch.items() if torch.is_tensor(value)})
+        return batch
+
+    synchronous._generate_and_score_completions = off_policy
+    synchronous.train()
+    worker = Worker()
+    for copy in range(2):  # Accelerate takes one micro-batch in advance
+        for sample in as_samples(batches[0], 16 * copy):
+            worker.rollout_buffer.put(sample)
+    trainer = build(worker=worker, per_device_train_batch_size=16, max_steps=1, **widths)
+    trainer.train()
+    ours, theirs = trainer.state.log_history[0], synchronous.state.log_history[0]
+    assert ours["cfpo/tv"] > 0.05
+    for name in ("grad_norm", "cfpo/tv", "cfpo/penalty", "cfpo/outside", "cfpo/ratio_max"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+    for (name, mine), other in zip(trainer.model.named_parameters(), synchronous.model.parameters(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-5), name

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+from cfpo_trl.grpo import recipe_parser
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts" / "launch"
 RECIPE = "recipes/demo/config_cfpo.yaml"
@@ -49,6 +51,16 @@ def test_one_node_with_a_server():
         f"cfpo serve --wait 900 {served}",
         f"env CUDA_VISIBLE_DEVICES=0,1,2,3,4,5 cfpo train --engine ddp --num_processes 6 {served}",
     ]
+
+
+def test_a_server_for_an_asynchronous_recipe():
+    recipe = "recipes/Qwen2.5-1.5B-Instruct/math/config_cfpo_async.yaml"
+    for command in dry_run("train.sh", recipe, "--vllm_server_port", "8123", GPUS="2", SERVER_GPUS="1"):
+        arguments = command[command.index("--config") :].split()
+        on_cpu = ["--bf16", "false", "--use_cpu", "true"]
+        script_args, args, *_ = recipe_parser([*arguments, *on_cpu]).parse_args_and_config([*arguments, *on_cpu])
+        assert script_args.rollouts == "async"
+        assert args.vllm_server_base_url == "http://127.0.0.1:8123"
 
 
 def test_several_nodes():

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "demo"))
@@ -26,11 +27,11 @@ from demo_async import RECIPE, prepare_demo, server  # noqa: E402
 
 ROWS = ROOT / "docs" / "asynchronous" / "runs.csv"
 OUTPUT = Path("runs/asynchronous")
-FORMS = {
-    "clip": ["--objective", "grpo"],
-    "paper": ["--objective", "cfpo", "--penalty_slope", "null"],
-    "bounded": ["--objective", "cfpo", "--penalty_slope", "1.0"],
-    "bounded 0.1": ["--objective", "cfpo", "--penalty_slope", "1.0", "--epsilon", "0.1"],
+FORMS: dict[str, dict] = {
+    "clip": {"objective": "grpo"},
+    "paper": {"penalty_slope": None},
+    "bounded": {"penalty_slope": 1.0},
+    "bounded 0.1": {"penalty_slope": 1.0, "epsilon": 0.1},
 }
 RATES = (4e-4, 1.6e-3)
 STALENESS = (4, 16)
@@ -41,13 +42,16 @@ COLORS = {"clip": "#D55E00", "paper": "#56B4E9", "bounded": "#0072B2", "bounded 
 def train(form: str, rate: float, staleness: int, seed: int) -> dict:
     """One run; the row of its results."""
     shutil.rmtree(OUTPUT, ignore_errors=True)
-    options = {"learning_rate": rate, "max_staleness": staleness, "seed": seed, "output_dir": OUTPUT}
-    command = [sys.executable, "-m", "cfpo_trl.cli", "train", "--config", str(RECIPE), *FORMS[form]]
-    command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    options = {"learning_rate": rate, "max_staleness": staleness, "seed": seed, "output_dir": str(OUTPUT)}
+    recipe = OUTPUT.with_suffix(".yaml")
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(RECIPE.read_text()) | FORMS[form] | options))
+    command = [sys.executable, "-m", "cfpo_trl.cli", "train", "--config", str(recipe)]
     result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     if result.returncode:
         raise RuntimeError(f"{form}, {options}: {result.stderr[-3000:]}")
-    log = [entry for entry in json.loads((OUTPUT / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
+    log = [
+        entry for entry in json.loads((OUTPUT / "trainer_state.json").read_text())["log_history"] if "loss" in entry
+    ]
     held_out = [json.loads(line) for line in (RUN / "words" / "test.jsonl").read_text().splitlines()]
     commit = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, text=True, capture_output=True)
     return {

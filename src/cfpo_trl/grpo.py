@@ -173,8 +173,8 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         from cfpo_trl import AlignmentTrainer, CFPOTrainer
 
         # Prompts, as the model sees them
-        response_template = mapping("response_template", script_args.response_template)
-        processor = load_processor(training_args, model_args, script_args.chat_template, response_template)
+        templates = script_args.chat_template, mapping("response_template", script_args.response_template)
+        processor = load_processor(training_args, model_args, *templates)
         tokenizer = getattr(processor, "tokenizer", processor)
         template_kwargs = training_args.chat_template_kwargs
         needs_mathematics = any(name != "exact_match" for name in needs_solution)

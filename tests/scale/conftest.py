@@ -120,12 +120,15 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def write_recipe(model, tmp_path_factory):
-    """Writes a recipe with a dense reward into a folder: `write_recipe(folder, vllm_mode="colocate")`."""
+    """Writes a recipe with a dense reward into a folder: `write_recipe(folder, vllm_mode="colocate")`.
+
+    `leave_out` names options that it is not to have.
+    """
     prompts = tmp_path_factory.mktemp("data") / "prompts.jsonl"
     rows = [{"prompt": first + second, "solution": "-"} for first in LETTERS for second in LETTERS]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def write(folder: Path, **options) -> Path:
+    def write(folder: Path, leave_out=(), **options) -> Path:
         options = {
             "model_name_or_path": str(model),
             "dtype": "float32",
@@ -150,7 +153,7 @@ def write_recipe(model, tmp_path_factory):
             **options,
         }
         path = folder / "recipe.yaml"
-        path.write_text(yaml.safe_dump(options))
+        path.write_text(yaml.safe_dump({name: value for name, value in options.items() if name not in leave_out}))
         return path
 
     return write

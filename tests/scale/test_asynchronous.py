@@ -1,44 +1,96 @@
-"""AsyncCFPOTrainer with its real rollout process and a real vLLM server, on a CPU."""
+"""A recipe with `rollouts: async`: the script, the real rollout process and a real vLLM server, on a CPU."""
 
 import json
+import os
+import random
 import subprocess
-import sys
+import threading
+import time
 from pathlib import Path
 
 import psutil
 import pytest
-from transformers import AutoTokenizer
+import requests
+import torch
+from transformers import AutoModelForCausalLM
+from trl.experimental.async_grpo.vllm_client import VLLMClient
 
-from conftest import ROOT, environment, free_port, kill, server_url_of, serving, until
+from cfpo_trl.rollouts.transfer import FolderTransfer
+from cfpo_trl.tiny.model import build_model, build_tokenizer
+from conftest import ROOT, environment, free_port, kill, launch, server_url_of, serving, until
+from equivalence_run import LETTERS
 
 SECONDS_TO_STOP = 60  # 30 s of patience, what was in the queue, a checkpoint
+FAULTS = int(os.environ.get("FAULTS", "3"))  # kills in the test of kills
+TEMPLATES = {
+    "chat_template": "{{ messages[0].content }}",
+    "response_template": {"defaults": {"role": "assistant"}, "fields": {"content": {"close": "<eos>"}}},
+}
 
 
 @pytest.fixture
-def recipe(write_recipe, model, tmp_path):
-    """Of a server for TRL's asynchronous trainer, which always applies a chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = "{{ messages[0].content }}"
-    tokenizer.response_template = {"defaults": {"role": "assistant"}, "fields": {"content": {"close": "<eos>"}}}
-    tokenizer.save_pretrained(model)
-    return write_recipe(tmp_path, vllm_mode="server", vllm_server_host="127.0.0.1", vllm_server_port=free_port())
+def recipe(write_recipe, tmp_path):
+    """Of an asynchronous training; what a synchronous one has beside is left out."""
+    return write_recipe(
+        tmp_path,
+        leave_out=["num_iterations"],
+        rollouts="async",
+        max_staleness=4,
+        token_budget=0,
+        vllm_mode="server",
+        vllm_server_host="127.0.0.1",
+        vllm_server_port=free_port(),
+        output_dir=str(tmp_path / "out"),
+        save_strategy="steps",
+        save_steps=10,
+        **TEMPLATES,
+    )
 
 
-def command(recipe, model, output: Path, steps: int) -> list[str]:
-    script = Path(__file__).with_name("asynchronous_run.py")
-    return [sys.executable, str(script), str(model), server_url_of(recipe), str(output), str(steps)]
+def start(recipe, steps: int) -> subprocess.Popen:
+    command = [*launch(None), "--config", str(recipe), "--max_steps", str(steps)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
-def run(arguments: list[str]) -> None:
-    result = subprocess.run(arguments, cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=400)
-    assert result.returncode == 0, result.stderr[-4000:]
+def run(recipe, steps: int) -> list[dict]:
+    """Trains to that step; the log of each update."""
+    process = start(recipe, steps)
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors[-4000:]
+    return logged(recipe.parent / "out")
 
 
-def test_the_reward_rises_from_samples_some_versions_old(recipe, model, tmp_path):
+def logged(output: Path) -> list[dict]:
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in history if "cfpo/tv" in entry]
+
+
+def last_step(output: Path) -> int:
+    """Of the last checkpoint that is whole."""
+    whole = [path.parent.name for path in output.glob("checkpoint-*/trainer_state.json")]
+    return max((int(name.removeprefix("checkpoint-")) for name in whole), default=0)
+
+
+def logps(model, ids: list[int]) -> torch.Tensor:
+    """Of each token but the first."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, :-1]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def served(recipe, prompt: list[int], tokens: int) -> tuple[list[int], torch.Tensor]:
+    """A completion by the server: its tokens, and the log-probs that it was sampled by."""
+    url = server_url_of(recipe)
+    body = {"model": requests.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"], "prompt": prompt}
+    body |= {"max_tokens": tokens, "temperature": 1.0, "logprobs": 0, "return_token_ids": True, "ignore_eos": True}
+    (choice,) = requests.post(f"{url}/v1/completions", json=body, timeout=120).json()["choices"]
+    return choice["token_ids"], torch.tensor(choice["logprobs"]["token_logprobs"])
+
+
+def test_the_reward_rises_from_samples_some_versions_old(recipe, tmp_path):
     with serving(recipe, tmp_path / "server.log"):
-        run(command(recipe, model, tmp_path / "out", 40))
-    found = json.loads((tmp_path / "out" / "run.json").read_text())
-    log = [entry for entry in found["log"] if "cfpo/tv" in entry]
+        log = run(recipe, 40)
+        completion, found = served(recipe, [2, 3, 4], 6)
     assert len(log) == 40
     assert 0 < max(entry["staleness/max"] for entry in log) <= 4
     dropped = [entry["staleness/dropped"] for entry in log]
@@ -46,33 +98,106 @@ def test_the_reward_rises_from_samples_some_versions_old(recipe, model, tmp_path
     assert max(entry["cfpo/tv"] for entry in log) > 0.01
     rewards = [entry["reward"] for entry in log]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.2
-    assert found["served"] == pytest.approx(found["ours"], abs=1e-4)  # the server answers by the last update's weights
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.allclose(found, logps(trained, [2, 3, 4, *completion])[2:], atol=1e-4)  # it has the last update
 
 
-def test_a_server_that_dies_stops_the_training_with_a_checkpoint_and_the_same_command_goes_on(recipe, model, tmp_path):
+def test_an_update_while_a_request_is_written(write_recipe, tmp_path):
+    """What is written behind it comes from the new weights alone: neither cached prefixes nor its own cache stay."""
+    tokenizer = build_tokenizer(LETTERS)
+    old, new = (build_model(tokenizer, seed=seed) for seed in (0, 1))
+    old.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    recipe = write_recipe(
+        tmp_path,
+        model_name_or_path=str(tmp_path / "model"),
+        max_prompt_length=300,
+        max_completion_length=210,
+        vllm_mode="server",
+        vllm_server_host="127.0.0.1",
+        vllm_server_port=free_port(),
+    )
+    prompt = random.Random(0).choices(range(2, 2 + len(LETTERS)), k=280)  # two blocks of the prefix cache, and more
+    answer = []
+    with serving(recipe, tmp_path / "server.log"):
+        for _ in range(2):  # the second time from the cache
+            completion, found = served(recipe, prompt, 4)
+            assert torch.allclose(found, logps(old, prompt + completion)[-4:], atol=1e-4)
+        metrics = requests.get(f"{server_url_of(recipe)}/metrics", timeout=60).text
+        (hits,) = [line for line in metrics.splitlines() if line.startswith("vllm:prefix_cache_hits_total")]
+        assert float(hits.split()[-1]) >= 256
+        request = threading.Thread(target=lambda: answer.extend(served(recipe, prompt, 210)))
+        request.start()
+        time.sleep(0.2)
+        transfer = FolderTransfer(VLLMClient(server_url_of(recipe)), tmp_path / "weights")
+        transfer.pause()
+        time.sleep(2)
+        assert request.is_alive()  # it waits
+        transfer.send_weights(new.named_parameters())
+        transfer.resume()
+        request.join(timeout=60)
+        completion, found = answer
+        by_old, by_new = (logps(model, prompt + completion)[-210:] for model in (old, new))
+        switch = int((found - by_old).abs().lt(1e-4).cumprod(0).sum())
+        assert 0 < switch < 210
+        assert torch.allclose(found[switch:], by_new[switch:], atol=1e-4)
+        completion, found = served(recipe, prompt, 4)  # the prompt that was in the cache
+        assert torch.allclose(found, logps(new, prompt + completion)[-4:], atol=1e-4)
+
+
+def test_a_server_that_dies_stops_the_training_with_a_checkpoint_and_the_same_command_goes_on(recipe, tmp_path):
     output = tmp_path / "out"
     with serving(recipe, tmp_path / "server.log") as server:
-        process = subprocess.Popen(
-            command(recipe, model, output, 100_000),
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        until((output / "checkpoint-10" / "trainer_state.json").exists, 300, process)
+        process = start(recipe, 100_000)
+        until(lambda: last_step(output) >= 10, 300, process)
         workers = psutil.Process(process.pid).children(recursive=True)
         kill(server)
         _, errors = process.communicate(timeout=SECONDS_TO_STOP)
     assert process.returncode == 1
-    assert "RolloutServerError" in errors.splitlines()[-1]
+    assert "run the same command again" in errors.splitlines()[-1] or "server" in errors
     assert not psutil.wait_procs(workers, timeout=5)[1]
-    step = max(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*"))
+    step = last_step(output)
     state = json.loads((output / f"checkpoint-{step}" / "rollout_state.json").read_text())
     trained = step * 64 // 8
     assert 0 < state["prompt_index"] <= trained  # a resumed run begins with the first prompt that is not trained
 
     with serving(recipe, tmp_path / "server.log"):
-        run(command(recipe, model, output, step + 3))
-    log = json.loads((output / "run.json").read_text())["log"]
-    assert [entry["step"] for entry in log if "cfpo/tv" in entry] == list(range(1, step + 4))
+        log = run(recipe, step + 3)
+    assert [entry["step"] for entry in log] == list(range(1, step + 4))
+
+
+def test_whatever_is_killed_nothing_hangs_or_stays_and_the_same_command_goes_on(recipe, tmp_path):
+    """`FAULTS=10` for more of them; at random moments, from a seed."""
+    output, rng = tmp_path / "out", random.Random(0)
+    victims = [name for _ in range(-(-FAULTS // 3)) for name in ("trainer", "server", "rollouts")][:FAULTS]
+    server = None
+    try:
+        for victim in victims:
+            if server is None:
+                entered = serving(recipe, tmp_path / "server.log")
+                server = entered.__enter__()
+            before = last_step(output)
+            process = start(recipe, 100_000)
+            until(lambda before=before: last_step(output) > before, 200, process)
+            time.sleep(rng.uniform(0, 4))
+            everyone = psutil.Process(process.pid).children(recursive=True)
+            (rollouts,) = [child for child in everyone if "spawn_main" in " ".join(child.cmdline())]
+            if victim == "server":
+                kill(server)
+                entered.__exit__(None, None, None)
+                server = None
+            else:
+                {"trainer": process, "rollouts": rollouts}[victim].kill()
+            _, errors = process.communicate(timeout=SECONDS_TO_STOP)
+            assert process.returncode == (-9 if victim == "trainer" else 1), (victim, errors[-2000:])
+            assert not psutil.wait_procs(everyone, timeout=20)[1], victim
+            assert last_step(output) > before
+        if server is None:
+            entered = serving(recipe, tmp_path / "server.log")
+            server = entered.__enter__()
+        step = last_step(output)
+        log = run(recipe, step + 3)
+        assert [entry["step"] for entry in log] == list(range(1, step + 4))
+    finally:
+        if server is not None:
+            entered.__exit__(None, None, None)

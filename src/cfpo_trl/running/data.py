@@ -77,6 +77,7 @@ class DataArguments(RunArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.dataset_options = mapping("dataset_options", self.dataset_options)
+        self.response_template = mapping("response_template", self.response_template)
         if self.chat_template and "{" not in self.chat_template and not Path(self.chat_template).is_file():
             raise ValueError(f"chat_template={self.chat_template!r} is no file here, and no Jinja template.")
         if self.dataset_streaming:
