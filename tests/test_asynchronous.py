@@ -476,7 +476,7 @@ def as_samples(batch: dict, group: int) -> list[RolloutSample]:
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=["epsilon", "two widths", "bounded"])
 def test_one_update_is_that_of_the_synchronous_trainer_on_the_same_completions(build, build_trainer, widths):
-    """With `loss_type: dapo`, which divides by the trained tokens of the whole batch, as asynchronous training does."""
+    """With `loss_type: dapo`, which divides by the trained tokens of the batch, as asynchronous training does."""
     options = {"loss_type": "dapo", "num_iterations": 2, "max_steps": 1, "per_device_train_batch_size": 16}
     synchronous = build_trainer(CFPOTrainer, CFPOConfig, **options, **widths)
     batches, generate = [], synchronous._generate_and_score_completions

@@ -2,8 +2,8 @@
 
 python scripts/studies/asynchronous.py     (goes on where it stopped; the rows are in docs/asynchronous/runs.csv)
 
-Each run trains `recipes/demo/config_cfpo_async.yaml` with other options. `final` is the accuracy on held-out words, sampled
-at temperature 1; `area` the mean reward over all updates. The report is printed, and a picture drawn, at the end.
+Each run trains `recipes/demo/config_cfpo_async.yaml` with other options. `final` is the accuracy on held-out words,
+sampled at temperature 1; `area` the mean reward over all updates. It prints a report, and draws a picture, at the end.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -53,8 +54,9 @@ def check_asynchronous(args: Any) -> None:
             f"max_staleness={args.max_staleness} cannot hold: between queue and update a sample ages by up to "
             f"{ahead(args)} versions. Use {ahead(args)} or more."
         )
-    if 0.0 in (args.reward_weights or []):
-        raise ValueError(f"reward_weights={args.reward_weights} has a 0, a reward that is not used; leave it out.")
+    weights = getattr(args, "reward_weights", None)  # a plain AsyncGRPOConfig has none
+    if 0.0 in (weights or []):
+        raise ValueError(f"reward_weights={weights} has a 0, a reward that is not used; leave it out.")
     plugin = args.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == 3:
         raise ValueError(
@@ -103,6 +105,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         reward_funcs: Any = None,
         args: AsyncGRPOConfig | None = None,
         *positional: Any,
+        rollout_worker: Any = None,
         weight_transfer: Any = None,
         **keywords: Any,
     ):
@@ -114,8 +117,13 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         if weight_transfer is None and folder is not None:
             client = VLLMClient(args.vllm_server_base_url, args.vllm_server_timeout)
             weight_transfer = FolderTransfer(client, folder)
-        with nullcontext() if torch.cuda.is_available() else without_cuda():
-            super().__init__(model, reward_funcs, args, *positional, weight_transfer=weight_transfer, **keywords)
+        keywords |= {"rollout_worker": rollout_worker, "weight_transfer": weight_transfer}
+        with ExitStack() as stack:
+            if rollout_worker is None:
+                stack.enter_context(own_worker(args))
+            if not torch.cuda.is_available():
+                stack.enter_context(without_cuda())
+            super().__init__(model, reward_funcs, args, *positional, **keywords)
         self._ages: list[Tensor] = []
         self._untrained: deque[set[int]] = deque()
         self.failure: str | None = None
@@ -124,14 +132,6 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         if self.accelerator.is_main_process:
             self.weight_transfer = self.weight_transfer and WatchedTransfer(self.weight_transfer)
             self.rollout_queue = VersionedQueue(self.rollout_queue)
-            if isinstance(self.rollout_worker, AsyncRolloutWorker):
-                from .rollouts.loop import RolloutLoop  # needs aiohttp, as TRL's worker does
-
-                self.rollout_worker._loop_cls = RolloutLoop
-                self.rollout_worker._loop_kwargs |= {
-                    "score_queue_maxsize": waiting_groups(args),
-                    "reward_weights": args.reward_weights,
-                }
 
     def get_train_dataloader(self) -> Any:
         """TRL's, whose batches also say which version of the policy wrote each trained token."""
@@ -165,11 +165,8 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
 
     def _check_health(self, stale_after_s: float) -> None:
         """Called while no sample comes. Raises a `RuntimeError` where none will."""
-        worker = self.rollout_worker
-        worker.check_health(stale_after_s)
-        if isinstance(worker, AsyncRolloutWorker):
-            if not worker._process.is_alive():
-                raise RuntimeError(f"the rollout process died, exit code {worker._process.exitcode}")
+        self.rollout_worker.check_health(stale_after_s)
+        if isinstance(self.rollout_worker, AsyncRolloutWorker):
             self._server.check()
 
     def counted_advantages(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -267,6 +264,22 @@ class StopTogether(TrainerCallback):
         self.trainer.failure = decided_by_main(lambda: self.trainer.failure)
         if self.trainer.failure is not None:
             control.should_training_stop = control.should_save = True
+
+
+@contextmanager
+def own_worker(args: AsyncGRPOConfig) -> Iterator[None]:
+    """An `AsyncGRPOTrainer` built in this block starts our rollout process."""
+    from .rollouts.loop import RolloutWorker  # needs aiohttp, as TRL's does
+
+    original = async_grpo_trainer.AsyncRolloutWorker
+    weights = getattr(args, "reward_weights", None)
+    async_grpo_trainer.AsyncRolloutWorker = partial(
+        RolloutWorker, score_queue_maxsize=waiting_groups(args), reward_weights=weights
+    )
+    try:
+        yield
+    finally:
+        async_grpo_trainer.AsyncRolloutWorker = original
 
 
 @contextmanager

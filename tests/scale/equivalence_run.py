@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from cfpo_trl import CFPOConfig, CFPOTrainer
 from cfpo_trl.rewards import load_reward
+from cfpo_trl.rewards.texts import text_of
 
 LETTERS = "abcdefghij"
 ON_CPU = {
@@ -73,8 +74,12 @@ def rollouts(prompts: list[str], trainer: CFPOTrainer) -> dict[str, list]:
     return output
 
 
-def share_of_vowels(completions: list[str], **kwargs) -> list[float]:
-    return [sum(letter in "aei" for letter in text) / 6 for text in completions]
+def share_of_vowels(completions: list, **kwargs) -> list[float]:
+    return [sum(letter in "aei" for letter in text_of(completion)) / 6 for completion in completions]
+
+
+def no_reward(completions: list, **kwargs) -> list[float]:
+    raise KeyError("nothing")
 
 
 def share_held(trainer: CFPOTrainer) -> dict[str, float]:

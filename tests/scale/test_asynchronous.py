@@ -47,14 +47,14 @@ def recipe(write_recipe, tmp_path):
     )
 
 
-def start(recipe, steps: int) -> subprocess.Popen:
-    command = [*launch(None), "--config", str(recipe), "--max_steps", str(steps)]
+def start(recipe, steps: int, *overrides: str) -> subprocess.Popen:
+    command = [*launch(None), "--config", str(recipe), "--max_steps", str(steps), *overrides]
     return subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
 def run(recipe, steps: int) -> list[dict]:
-    """Trains to that step; the log of each update."""
-    process = start(recipe, steps)
+    """Trains to that step, from where a run with more of them has stopped; the log of each update."""
+    process = start(recipe, steps, "--if_output_exists", "continue")
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors[-4000:]
     return logged(recipe.parent / "out")
@@ -164,6 +164,14 @@ def test_a_server_that_dies_stops_the_training_with_a_checkpoint_and_the_same_co
     with serving(recipe, tmp_path / "server.log"):
         log = run(recipe, step + 3)
     assert [entry["step"] for entry in log] == list(range(1, step + 4))
+
+
+def test_a_reward_that_raises_stops_the_training_and_is_named(recipe, tmp_path):
+    with serving(recipe, tmp_path / "server.log"):
+        process = start(recipe, 100, "--reward_funcs", "equivalence_run.no_reward")
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Reward equivalence_run.no_reward raised KeyError: 'nothing'" in errors
 
 
 def test_whatever_is_killed_nothing_hangs_or_stays_and_the_same_command_goes_on(recipe, tmp_path):

@@ -15,7 +15,12 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from trl.experimental.async_grpo.async_rollout_worker import RolloutGroup, RolloutSample, _AsyncRolloutLoop
+from trl.experimental.async_grpo.async_rollout_worker import (
+    AsyncRolloutWorker,
+    RolloutGroup,
+    RolloutSample,
+    _AsyncRolloutLoop,
+)
 from trl.trainer.utils import is_async_callable
 
 logger = logging.getLogger("cfpo_trl")
@@ -133,6 +138,41 @@ class RolloutLoop(_AsyncRolloutLoop):
         if self._said[metric] <= SAID:
             end = "; more of these are counted alone" if self._said[metric] == SAID else ""
             logger.warning("Left out: %s (%s%s)", message, metric, end, exc_info=error)
+
+
+class RolloutWorker(AsyncRolloutWorker):
+    """The trainer's side of the rollout process: it notices at once that the process died, and never waits for it.
+
+    Takes what [`RolloutLoop`] takes.
+    """
+
+    _loop_cls = RolloutLoop
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._stop_event_mp = StopSignal(self._mp_ctx)
+
+    def start(self) -> None:
+        super().start()
+        self.rollout_buffer._writer.close()  # so that reading ends where the process, its last writer, has died
+
+    def check_health(self, stale_after_s: float) -> None:
+        super().check_health(stale_after_s)
+        if self._process is not None and not self._process.is_alive():
+            raise RuntimeError(f"the rollout process died, exit code {self._process.exitcode}")
+
+
+class StopSignal:
+    """In place of a `multiprocessing.Event`, whose `set` waits for a process that died while it waited for it."""
+
+    def __init__(self, context: Any):
+        self._semaphore = context.Semaphore(0)
+
+    def set(self) -> None:
+        self._semaphore.release()
+
+    def wait(self) -> None:
+        self._semaphore.acquire()
 
 
 def weighted(reward: Callable, weight: float, log_metric: Callable[[str, float], None]) -> Callable:

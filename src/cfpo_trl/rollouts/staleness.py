@@ -1,5 +1,6 @@
 """How old the samples of an asynchronous training are, and how many may be under way so that none grows too old."""
 
+import queue
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -63,11 +64,17 @@ class VersionedQueue:
         if self.taken is not None:
             self.dropped.add(self.taken)
         self.taken = None
-        while not (sample := self.samples.get(timeout=timeout)).completion_mask.any():
+        while not (sample := self._next(timeout)).completion_mask.any():
             self.dropped.add(sample.group_id)
         self.taken = sample.group_id
         sample.metrics[VERSION] = float(sample.model_version)
         return sample
+
+    def _next(self, timeout: float) -> Any:
+        try:
+            return self.samples.get(timeout=timeout)
+        except EOFError as error:  # the rollout process died: who finds no sample asks for its health
+            raise queue.Empty from error
 
     def qsize(self) -> int:
         return self.samples.qsize()
