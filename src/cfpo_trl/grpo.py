@@ -27,6 +27,7 @@ from trl import DatasetMixtureConfig, ModelConfig
 from cfpo_trl.config import CFPOConfig, check_alignment, check_config
 from cfpo_trl.evaluation.callback import EvaluateCheckpoints, check_benchmarks
 from cfpo_trl.mistakes import checking, say_mistakes
+from cfpo_trl.rewards.code_tests import columns_of_tests
 from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.rollouts.health import RolloutServerError
@@ -164,8 +165,11 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         evaluate = training_args.eval_strategy != "no"
         eval_dataset = select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluate else None
         needs_solution = [name for name in script_args.reward_funcs if name in NEED_SOLUTION]
+        given = mapping("reward_parameters", script_args.reward_parameters)
+        parameters = {name: dict(values or {}) for name, values in given.items()}
+        tests = columns_of_tests(**parameters.get("code", {})) if "code" in script_args.reward_funcs else []
         for dataset in (train_dataset, eval_dataset) if evaluate else (train_dataset,):
-            check_columns(dataset, script_args, needs_solution)
+            check_columns(dataset, script_args, needs_solution, tests)
 
         # The trainers take seconds to import, which no message above should wait for
         from trl import get_peft_config, get_quantization_config
@@ -184,6 +188,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
             tokenizer=tokenizer,
             needs_mathematics=needs_mathematics,
             template_kwargs=template_kwargs,
+            tests=tests,
         )
         train_dataset = as_prompts(train_dataset)
         eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset)
@@ -193,8 +198,6 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         logger.info("%d rows to train on. The first prompt, as the model sees it:\n%s", len(train_dataset), first)
 
         # Rewards
-        given = mapping("reward_parameters", script_args.reward_parameters)
-        parameters = {name: dict(values or {}) for name, values in given.items()}
         for name in NEED_THINK_OPENED & set(script_args.reward_funcs):
             if opens_think(first):
                 logger.info("The chat template opens <think> already: the %s reward does not ask for it again.", name)

@@ -17,6 +17,7 @@ REWARDS = {
     "cosine": "cfpo_trl.rewards.cosine.get_cosine_reward",
     "length": "cfpo_trl.rewards.length.length_reward",
     "exact_match": "cfpo_trl.rewards.exact_match.exact_match_reward",
+    "code": "cfpo_trl.rewards.code.get_code_reward",
     "format": "cfpo_trl.rewards.formats.get_format_reward",
     "tag_count": "cfpo_trl.rewards.formats.get_tag_count_reward",
     "code_format": "cfpo_trl.rewards.formats.get_code_format_reward",

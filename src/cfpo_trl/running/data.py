@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from accelerate import PartialState
 from tqdm import tqdm
 
+from ..rewards.code_tests import UnreadableTests, read_tests
 from ..rewards.golds import UnreadableGold, read_gold
 from ..rewards.pool import Limits, VerifierPool
 from ..suggestions import nearest
@@ -175,8 +176,10 @@ def select_split(splits: "DatasetDict", split: str, option: str) -> "Dataset":
     return splits[split]
 
 
-def check_columns(dataset: "Dataset", args: DataArguments, needs_solution: list[str]) -> None:
-    """Raises a `ValueError` that names the column and the choices, where prompts or needed solutions are not there."""
+def check_columns(
+    dataset: "Dataset", args: DataArguments, needs_solution: list[str], tests: "Sequence[str]" = ()
+) -> None:
+    """Raises a `ValueError` that names the column and the choices, where what the run needs is not there."""
     prompt, solution = args.dataset_prompt_column, args.dataset_solution_column
     columns = ", ".join(dataset.column_names)
     if prompt not in dataset.column_names:
@@ -184,6 +187,12 @@ def check_columns(dataset: "Dataset", args: DataArguments, needs_solution: list[
             f"dataset_prompt_column={prompt!r} is not in the dataset{nearest(prompt, dataset.column_names)}; its "
             f"columns are: {columns}."
         )
+    for column in tests:
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"The code reward reads tests in the column {column!r}{nearest(column, dataset.column_names)}, and "
+                f"the dataset has: {columns}. Name it: `reward_parameters: {{code: {{tests: …}}}}`."
+            )
     if not needs_solution:
         return
     if solution not in dataset.column_names:
@@ -201,6 +210,7 @@ def prepare(
     tokenizer: "PreTrainedTokenizerBase",
     needs_mathematics: bool,
     template_kwargs: dict[str, Any] | None = None,
+    tests: "Sequence[str]" = (),
 ) -> "Dataset":
     """The dataset as stored, with the columns `prompt` and `solution` as the trainer and the rewards read them.
 
@@ -210,6 +220,7 @@ def prepare(
         tokenizer: Renders the prompts, to measure them.
         needs_mathematics: Drop the rows whose solution the accuracy reward cannot read.
         template_kwargs: Variables of the chat template, TRL's `chat_template_kwargs`.
+        tests: Columns of tests of programs; drop the rows whose tests the code reward does not understand.
 
     Raises:
         ValueError: a row has no prompt, the columns look exchanged, a prompt is too long and `long_prompts` is
@@ -229,6 +240,8 @@ def prepare(
     dataset = with_column(dataset, "prompt", built)
     if needs_mathematics:
         dataset = drop_unreadable_golds(dataset, prompts)
+    for column in tests:
+        dataset = drop_unreadable_tests(dataset, column)
     if args.max_prompt_length is not None:
         dataset = drop_long_prompts(dataset, args.max_prompt_length, args.long_prompts, tokenizer, template_kwargs)
     if len(dataset) == 0:
@@ -312,6 +325,22 @@ def drop_unreadable_golds(dataset: "Dataset", prompts: "Sequence[Any]") -> "Data
         shown = "; ".join(f"row {index}: {solutions[index]!r:.200} ({why[index]})" for index in sorted(why)[:SHOWN])
         logger.warning(
             "Dropped %d of %d rows whose solution is not surely understood: %s", len(why), len(dataset), shown
+        )
+    return dataset.select([index for index in range(len(dataset)) if index not in why]) if why else dataset
+
+
+def drop_unreadable_tests(dataset: "Dataset", column: str) -> "Dataset":
+    """Drops the rows whose tests of programs are missing or not surely understood; counts them, and shows some."""
+    why: dict[int, str] = {}
+    for index, tests in enumerate(dataset[column]):
+        try:
+            read_tests(tests)
+        except UnreadableTests as reason:
+            why[index] = str(reason)
+    if why:
+        shown = "; ".join(f"row {index}: {why[index]:.200}" for index in sorted(why)[:SHOWN])
+        logger.warning(
+            "Dropped %d of %d rows whose %s are not surely understood: %s", len(why), len(dataset), column, shown
         )
     return dataset.select([index for index in range(len(dataset)) if index not in why]) if why else dataset
 
