@@ -17,7 +17,7 @@ CHECKED := src tests scripts setup.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-async test test-all test-trl-versions test-scale test-evaluate test-engines test-newest evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
+.PHONY: help install demo demo-agent demo-async test test-all test-trl-versions test-scale test-evaluate test-engines test-newest evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ install: $(INSTALLED) ## Make .venv with the tested versions
 
 demo: $(INSTALLED) ## Train a tiny model with CFPO on this machine's CPU: 3 minutes, a table and a plot
 	$(BIN)/python scripts/demo/demo.py
+
+demo-agent: $(INSTALLED) ## An agent: a tiny model learns to call a tool and to use what it said
+	$(BIN)/python scripts/demo/demo_agent.py
 
 demo-async: $(SCALE_INSTALLED) ## The same while a vLLM server goes on writing: rollouts some versions old, a plot
 	OMP_NUM_THREADS=1 $(SCALE)/bin/python scripts/demo/demo_async.py

@@ -14,6 +14,7 @@ from cfpo_trl.mistakes import Mistake
 from cfpo_trl.rewards import load_reward
 from cfpo_trl.rollouts.server import serve_command
 from cfpo_trl.running.asynchronous import check_conversations, that_pickle
+from cfpo_trl.running.loading import check_response_template
 from cfpo_trl.running.recipe import given_option
 from cfpo_trl.tiny.model import build_tokenizer
 from conftest import CPU, LETTERS
@@ -112,6 +113,13 @@ def test_completions_must_be_readable_as_messages():
         check_conversations(data, tokenizer)
     tokenizer.response_template = {"defaults": {"role": "assistant"}}
     check_conversations(data, tokenizer)
+
+
+def test_a_response_template_that_transformers_cannot_read_is_refused():
+    """TRL would fall back to the plain text, and no call would be one."""
+    with pytest.raises(Mistake, match="response_template: .*must define 'start_anchor'"):
+        check_response_template({"defaults": {"role": "assistant"}, "fields": {"content": {"close": "<eos>"}}})
+    check_response_template({"start_anchor": ">", "fields": {"content": {"close": "<eos>"}}})
 
 
 def test_a_response_template_is_a_mapping(recipe):

@@ -63,7 +63,11 @@ def build(server):
     PartialState()  # TRL's logger asks for it
     tokenizer = build_tokenizer(LETTERS)
     tokenizer.chat_template = "{{ messages[0].content }}"
-    tokenizer.response_template = {"defaults": {"role": "assistant"}, "fields": {"content": {"close": "<eos>"}}}
+    tokenizer.response_template = {
+        "defaults": {"role": "assistant"},
+        "start_anchor_pattern": "$",
+        "fields": {"content": {"close": "<eos>"}},
+    }
 
     def build(reward_funcs, words=WORDS, **options):
         context = get_context("spawn")

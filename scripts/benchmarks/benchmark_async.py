@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "demo"))
 
 from demo_async import RECIPE, prepare_demo, server  # noqa: E402
 
-MODES = {"synchronous": None, "1 version": 1, "4 versions": 4, "8 versions": 8}
+MODES = {"synchronous": None, "1 version": 1, "4 versions": 4}
 SKIPPED = 5  # updates at the start, which fill the queue
 SYNCHRONOUS = {"use_vllm": True, "vllm_mode": "server", "loss_type": "dapo", "steps_per_generation": 1}
 
@@ -77,9 +77,10 @@ def measure(mode: str, updates: int, folder: Path) -> dict:
     log = [entry for entry in log if "loss" in entry][SKIPPED:]
     seconds = clock.ends[-1] - clock.ends[SKIPPED - 1]
     size = options["per_device_train_batch_size"]
+    tokens = [entry.get("batch/trained_tokens_per_step") or entry["completions/mean_length"] * size for entry in log]
     waited = sum(clock.waited[SKIPPED:]) + sum(entry.get("perf/rollout_wait_s", 0.0) for entry in log)
     return {
-        "tokens": sum(entry["completions/mean_length"] for entry in log) * size / seconds,
+        "tokens": sum(tokens) / seconds,
         "update": seconds / len(log),
         "waiting": waited / seconds,
         "age": statistics.mean(entry.get("staleness/mean", 0.0) for entry in log),

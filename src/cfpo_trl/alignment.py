@@ -56,12 +56,26 @@ class AlignmentTrainer(GRPOTrainer):
             args.beta = beta
         self.beta = beta
 
+    def _generate(self, prompts: list) -> tuple:
+        """TRL's completions; notes which of their tokens are the policy's own, and how many turns it took."""
+        generated = super()._generate(prompts)
+        completion_ids, tool_masks = generated[1:3]
+        self._own_lengths = [len(ids) for ids in completion_ids]
+        if tool_masks is not None:
+            self._own_lengths = [sum(mask) for mask in tool_masks]
+            mine = [[turns(mask), len(ids) - sum(mask)] for ids, mask in zip(completion_ids, tool_masks, strict=True)]
+            means = self.accelerator.gather(torch.tensor(mine, dtype=torch.float, device=self.accelerator.device))
+            metrics = self._metrics["train" if self.model.training else "eval"]
+            for name, value in zip(("tools/turns", "tools/tokens"), means.mean(dim=0).tolist(), strict=True):
+                metrics[name].append(value)
+        return generated
+
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """TRL's rewards of all processes, `(N, F)`; keeps them, their weighted sum, and the lengths."""
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         total = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         total[rewards.isnan().all(dim=1)] = torch.nan  # no reward applied: no part of any baseline
-        lengths = torch.tensor([float(len(ids)) for ids in completion_ids_list], device=rewards.device)
+        lengths = torch.tensor(self._own_lengths, dtype=torch.float, device=rewards.device)
         lengths = self.accelerator.gather(lengths)
         mode = "train" if self.model.training else "eval"
         self._scored[mode].append(torch.stack([lengths, total, *rewards.unbind(dim=1)], dim=1))
@@ -145,6 +159,11 @@ class AlignmentTrainer(GRPOTrainer):
             metrics = length_metrics(torch.cat(scored), self.reward_func_names)
             self._metrics[mode].update({name: [value] for name, value in metrics.items()})
         super().log(*args, **kwargs)
+
+
+def turns(tool_mask: list[int]) -> int:
+    """How often the policy wrote, by a completion's mask: 1 where it did, 0 where a tool did."""
+    return sum(mine > before for before, mine in zip([0, *tool_mask], tool_mask, strict=False))
 
 
 def loss_mask(batch: dict[str, Any]) -> Tensor:

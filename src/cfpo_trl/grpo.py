@@ -26,14 +26,16 @@ from trl import DatasetMixtureConfig, ModelConfig
 
 from cfpo_trl.config import CFPOConfig, check_alignment, check_config
 from cfpo_trl.evaluation.callback import EvaluateCheckpoints, check_benchmarks
-from cfpo_trl.mistakes import checking, say_mistakes
+from cfpo_trl.mistakes import Mistake, checking, say_mistakes
 from cfpo_trl.rewards.code_tests import columns_of_tests
 from cfpo_trl.rewards.registry import CHOICES, NEED_SOLUTION, NEED_THINK_OPENED, check_rewards, load_rewards
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.rollouts.health import RolloutServerError
 from cfpo_trl.rollouts.server import check_vllm, trl_rolls_out
+from cfpo_trl.running.agents import AgentArguments, check_agent, load_agent, placeholders
 from cfpo_trl.running.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
 from cfpo_trl.running.existing_run import RECORD, ExistingRun, FinishedRun, LearningRateOfTheRecipe
+from cfpo_trl.running.images import check_images, placeholders_of
 from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
 from cfpo_trl.running.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
 from cfpo_trl.running.progress import one_line_per_log
@@ -53,15 +55,15 @@ ROLLOUTS = ("sync", "async")
 
 
 @dataclass
-class CFPOScriptArguments(DataArguments):
-    """What the script needs beside the data, model and training arguments.
+class CFPOScriptArguments(AgentArguments, DataArguments):
+    """What the script needs beside the data, agent, model and training arguments.
 
     Args:
         objective (`str`, defaults to `"cfpo"`): `cfpo` penalises the ratio, `grpo` clips it; all else stays equal.
         rollouts (`str`, defaults to `"sync"`): `sync`: each batch is written by the policy that trains on it;
             `async`: a vLLM server goes on writing, see [`~cfpo_trl.AsyncCFPOTrainer`].
         reward_funcs (`list[str]`): Names of reward functions, dotted import paths, reward models or URLs of reward
-            servers; their sum, weighted by `reward_weights`, is the reward.
+            servers; their sum, weighted by `reward_weights`, is the reward. None where the environment rewards.
         reward_parameters (`dict`, *optional*): Parameters of rewards, by name.
         benchmarks (`dict`, *optional*): Variables of `make evaluate`, which runs beside the training on each saved
             checkpoint, and on the final model.
@@ -85,13 +87,15 @@ class CFPOScriptArguments(DataArguments):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        DataArguments.__post_init__(self)
+        AgentArguments.__post_init__(self)
         for name, choices in (("objective", OBJECTIVES), ("rollouts", ROLLOUTS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}.")
         if isinstance(self.reward_funcs, str):
             self.reward_funcs = [self.reward_funcs]
-        check_rewards(self.reward_funcs, mapping("reward_parameters", self.reward_parameters))
+        if self.reward_funcs or self.environment is None:  # an environment may reward itself
+            check_rewards(self.reward_funcs, mapping("reward_parameters", self.reward_parameters))
         if self.benchmarks:
             check_benchmarks(mapping("benchmarks", self.benchmarks))
 
@@ -127,7 +131,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         if asynchronous:
             from cfpo_trl.running import asynchronous as with_server
 
-            with_server.check_recipe(training_args, model_args, script_args.reward_funcs)
+            with_server.check_recipe(training_args, model_args, script_args.reward_funcs, script_args.rollout_func)
         else:
             if script_args.objective == "cfpo":
                 check_config(training_args)
@@ -159,10 +163,16 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
             print(finished)
             return
 
-        # Data
-        splits = load_splits(script_args, mixture)
-        train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
+        # Agent and data
+        agent = load_agent(script_args)
+        if not script_args.reward_funcs and not agent.rewards_itself:
+            raise Mistake("No reward: reward_funcs is empty, and the environment has no get_reward.")
         evaluate = training_args.eval_strategy != "no"
+        if agent.environment and not script_args.dataset_name and not mixture.datasets:
+            splits = placeholders(training_args)
+        else:
+            splits = load_splits(script_args, mixture)
+        train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
         eval_dataset = select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluate else None
         needs_solution = [name for name in script_args.reward_funcs if name in NEED_SOLUTION]
         given = mapping("reward_parameters", script_args.reward_parameters)
@@ -185,16 +195,20 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         as_prompts = partial(
             prepare,
             args=script_args,
-            tokenizer=tokenizer,
+            processor=processor,
             needs_mathematics=needs_mathematics,
             template_kwargs=template_kwargs,
             tests=tests,
+            shown=agent.shown,
         )
+        check_images(train_dataset, processor, asynchronous)
         train_dataset = as_prompts(train_dataset)
         eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset)
         if asynchronous:
             with_server.check_conversations(train_dataset, tokenizer)
-        first = render(train_dataset[0]["prompt"], tokenizer, template_kwargs)
+        check_agent(agent, train_dataset, tokenizer)
+        shown = {**(template_kwargs or {}), **agent.shown(train_dataset[0])}
+        first = render(train_dataset[0]["prompt"], processor, shown, placeholders_of(train_dataset.select([0]))[0])
         logger.info("%d rows to train on. The first prompt, as the model sees it:\n%s", len(train_dataset), first)
 
         # Rewards
@@ -221,6 +235,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
             "args": training_args,
             "callbacks": callbacks,
             "peft_config": get_peft_config(model_args),
+            **agent.options(),
         }
         if asynchronous:
             trainer = (trainer_class or with_server.TRAINERS[script_args.objective])(

@@ -24,7 +24,11 @@ SECONDS_TO_STOP = 60  # 30 s of patience, what was in the queue, a checkpoint
 FAULTS = int(os.environ.get("FAULTS", "3"))  # kills in the test of kills
 TEMPLATES = {
     "chat_template": "{{ messages[0].content }}",
-    "response_template": {"defaults": {"role": "assistant"}, "fields": {"content": {"close": "<eos>"}}},
+    "response_template": {
+        "defaults": {"role": "assistant"},
+        "start_anchor_pattern": "$",
+        "fields": {"content": {"close": "<eos>"}},
+    },
 }
 
 

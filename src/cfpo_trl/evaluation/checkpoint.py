@@ -23,7 +23,7 @@ def prepare(model: str, scratch: Path, readers: dict[str, str]) -> str:
         readers: Versions of transformers that will read it, by whose they are.
 
     Raises:
-        CheckpointError: there is no such model, or a newer transformers saved it.
+        CheckpointError: there is no such model, it is one of images, or a newer transformers saved it.
     """
     if (Path(model) / "adapter_config.json").exists():
         return str(merge(Path(model), scratch / "merged", readers))
@@ -34,6 +34,11 @@ def prepare(model: str, scratch: Path, readers: dict[str, str]) -> str:
             f"MODEL={model!r} is no folder with a config.json or an adapter_config.json, and no model that a hub "
             f"gave: {str(error).splitlines()[0]}"
         ) from error
+    if hasattr(config, "vision_config"):
+        raise CheckpointError(
+            f"MODEL={model!r} is a model of images, and lighteval's tasks are of text; evaluate it by eval_strategy "
+            "in its recipe."
+        )
     saved = getattr(config, "transformers_version", None)
     for reader, installed in readers.items():
         if saved and Version(saved) > Version(installed):

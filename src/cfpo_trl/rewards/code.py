@@ -13,6 +13,7 @@ from typing import Any
 from .code_server import CodeServer
 from .code_tests import CallTest, UnreadableTests, checker, driver, read_tests
 from .sandbox import Limits, Run, Sandbox
+from .scores import scored_together
 from .texts import text_of
 
 FENCE = "```"
@@ -78,13 +79,13 @@ class CodeReward:
             if name not in columns:
                 raise ValueError(f"The code reward's tests are in the column {name!r}, which the dataset lacks.")
         start = time.perf_counter()
-        counted = self.judge(completions, columns[self.hidden_tests or self.tests])
+        counted = scored_together(lambda: self.judge(completions, columns[self.hidden_tests or self.tests]))
         if log_metric is not None and counted:
             shares = Counter(verdict.status for verdict in counted)
             for status in ("passed", *STATUSES):
                 log_metric(f"code/{status}", shares[status] / len(counted))
             if self.hidden_tests is not None:
-                shown = self.judge(completions, columns[self.tests])
+                shown = scored_together(lambda: self.judge(completions, columns[self.tests]))
                 pairs = zip(shown, counted, strict=True)
                 only = sum(one.status == "passed" != other.status for one, other in pairs)
                 log_metric("code/only_shown", only / len(counted))

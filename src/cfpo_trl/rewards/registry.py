@@ -1,12 +1,11 @@
 """Rewards by name, dotted import path, model or URL; each is imported and built when a recipe names it."""
 
-import importlib
 import inspect
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..imports import imported
 from ..suggestions import nearest
 from .custom import CustomReward, check_signature
 
@@ -61,19 +60,8 @@ def load_reward(name: str, parameters: dict[str, Any] | None = None) -> Callable
     path, given = REWARDS.get(name, name), dict[str, Any]()
     if "/" in name:
         path, given = (SERVER, {"url": name}) if "://" in name else (MODEL, {"model": name})
-    module_name, attribute = path.rsplit(".", 1)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own module beside the recipe
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"reward_funcs has {name!r}, which cannot be imported: {error}.") from error
-    if not hasattr(module, attribute):
-        raise ValueError(
-            f"reward_funcs has {name!r}, and {module_name} has no {attribute!r}{nearest(attribute, vars(module))}."
-        )
-    reward = getattr(module, attribute)
-    if not (given or attribute.startswith("get_")):
+    reward = imported("reward_funcs", path, name)
+    if not (given or path.rpartition(".")[2].startswith("get_")):
         if parameters:
             raise ValueError(f"reward_parameters gives {name} {sorted(parameters)}, and it takes none.")
         return reward

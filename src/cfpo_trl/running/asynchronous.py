@@ -58,7 +58,9 @@ class AsyncRecipeConfig(AsyncCFPOConfig, ServerOptions):  # type: ignore[misc, v
         self.vllm_server_base_url = server_url(self)
 
 
-def check_recipe(args: AsyncRecipeConfig, model_args: ModelConfig, reward_funcs: list[str]) -> None:
+def check_recipe(
+    args: AsyncRecipeConfig, model_args: ModelConfig, reward_funcs: list[str], rollout_func: str | None = None
+) -> None:
     """Raises a `ValueError` that names the value, the rule and the fix for what a recipe cannot ask for."""
     check_asynchronous(args)
     if not args.use_vllm or args.vllm_mode != "server":
@@ -66,6 +68,8 @@ def check_recipe(args: AsyncRecipeConfig, model_args: ModelConfig, reward_funcs:
             f"rollouts: async needs a vLLM server, and the recipe has use_vllm: {args.use_vllm}, vllm_mode: "
             f"{args.vllm_mode}; use true and server, or rollouts: sync."
         )
+    if rollout_func is not None:
+        raise ValueError(f"rollout_func={rollout_func!r}: TRL's asynchronous trainer has its own; use an environment.")
     if args.eval_strategy != "no":
         raise ValueError(
             f"eval_strategy={args.eval_strategy.value!r}: TRL's asynchronous trainer does not evaluate; use 'no', and "

@@ -17,10 +17,12 @@ from ..rewards.pool import Limits, VerifierPool
 from ..suggestions import nearest
 from ..together import decided_by_main
 from .existing_run import RunArguments
+from .images import COLUMNS as IMAGES
+from .images import placeholders_of, with_images
 from .recipe import mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
@@ -207,25 +209,29 @@ def check_columns(
 def prepare(
     dataset: "Dataset",
     args: DataArguments,
-    tokenizer: "PreTrainedTokenizerBase",
+    processor: Any,
     needs_mathematics: bool,
     template_kwargs: dict[str, Any] | None = None,
     tests: "Sequence[str]" = (),
+    shown: "Callable[[dict[str, Any]], dict[str, Any]]" = lambda row: {},
 ) -> "Dataset":
     """The dataset as stored, with the columns `prompt` and `solution` as the trainer and the rewards read them.
 
     Args:
         dataset: Rows as stored, with the columns that [`check_columns`] asks for; they stay, under their names.
         args: Column names, prompt format and limits.
-        tokenizer: Renders the prompts, to measure them.
+        processor: The model's tokenizer, or processor; renders the prompts, to measure them.
         needs_mathematics: Drop the rows whose solution the accuracy reward cannot read.
         template_kwargs: Variables of the chat template, TRL's `chat_template_kwargs`.
         tests: Columns of tests of programs; drop the rows whose tests the code reward does not understand.
+        shown: Variables of the chat template by which a row's prompt shows tools.
 
     Raises:
         ValueError: a row has no prompt, the columns look exchanged, a prompt is too long and `long_prompts` is
             refuse, or no row is left.
     """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    dataset = with_images(dataset, args.dataset_name)
     prompts = list(dataset[args.dataset_prompt_column])
     check_prompts(prompts, args.dataset_prompt_column)
     conversational = args.prompt_format == "conversational" or (
@@ -243,7 +249,12 @@ def prepare(
     for column in tests:
         dataset = drop_unreadable_tests(dataset, column)
     if args.max_prompt_length is not None:
-        dataset = drop_long_prompts(dataset, args.max_prompt_length, args.long_prompts, tokenizer, template_kwargs)
+        rows = dataset.remove_columns([name for name in IMAGES if name in dataset.column_names])
+        texts = [
+            render(row["prompt"], processor, {**(template_kwargs or {}), **shown(row)}, images)
+            for row, images in zip(rows, placeholders_of(dataset), strict=True)
+        ]
+        dataset = drop_long_prompts(dataset, texts, args.max_prompt_length, args.long_prompts, tokenizer)
     if len(dataset) == 0:
         raise ValueError("No row of a split is left to train on, or to evaluate on: see the messages above.")
     return dataset
@@ -289,11 +300,17 @@ def build_prompt(prompt: Any, system_prompt: str | None, conversational: bool) -
     return [{"role": "system", "content": system_prompt}, *messages[has_system_message(messages) :]]
 
 
-def render(prompt: Any, tokenizer: "PreTrainedTokenizerBase", template_kwargs: dict[str, Any] | None = None) -> str:
-    """The text that the model sees."""
+def render(
+    prompt: Any, processor: Any, template_kwargs: dict[str, Any] | None = None, images: "Sequence[Any]" = ()
+) -> str:
+    """The text that the model sees; an image is there by its placeholder."""
     if isinstance(prompt, str):
         return prompt
-    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **(template_kwargs or {}))
+    if hasattr(processor, "image_processor"):
+        from trl import prepare_multimodal_messages
+
+        prompt = prepare_multimodal_messages(prompt, images=list(images))
+    return processor.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **(template_kwargs or {}))
 
 
 def opens_think(rendered: str) -> bool:
@@ -371,14 +388,12 @@ def unparseable_golds(golds: list[str]) -> set[str]:
 
 
 def drop_long_prompts(
-    dataset: "Dataset",
-    longest: int,
-    long_prompts: str,
-    tokenizer: "PreTrainedTokenizerBase",
-    template_kwargs: dict[str, Any] | None,
+    dataset: "Dataset", texts: list[str], longest: int, long_prompts: str, tokenizer: "PreTrainedTokenizerBase"
 ) -> "Dataset":
-    """Drops the prompts of more than `longest` tokens and says how many, or refuses; a prompt is never cut."""
-    texts = [render(prompt, tokenizer, template_kwargs) for prompt in dataset["prompt"]]
+    """Drops the rows whose rendered prompts have more than `longest` tokens and says how many, or refuses.
+
+    A prompt is never cut.
+    """
     lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
     kept = [index for index, length in enumerate(lengths) if length <= longest]
     if len(kept) < len(lengths):

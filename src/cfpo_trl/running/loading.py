@@ -13,6 +13,8 @@ from ..mistakes import Mistake
 from ..suggestions import nearest
 from .data import read_template
 
+RESPONSE_TEMPLATES = "https://huggingface.co/docs/transformers/main/en/chat_response_parsing"
+
 
 def check_model(name: str | None) -> None:
     """Raises a `Mistake` where no model is named, or a folder that is not there; hub names are the hub's to know."""
@@ -63,8 +65,21 @@ def load_processor(
         processor.chat_template = read_template(chat_template)
         getattr(processor, "tokenizer", processor).chat_template = processor.chat_template
     if response_template:
+        check_response_template(response_template)
         getattr(processor, "tokenizer", processor).response_template = response_template
     return processor
+
+
+def check_response_template(template: dict[str, Any]) -> None:
+    """Raises a `Mistake` for what transformers cannot read: TRL would find no calls then, and say nothing."""
+    try:
+        from transformers.utils.chat_parsing.response_templates import load_response_template
+    except ImportError as error:
+        raise Mistake("response_template needs transformers>=5.13.") from error
+    try:
+        load_response_template(template)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Mistake(f"response_template: {error} Its form: {RESPONSE_TEMPLATES}.") from error
 
 
 def public_name(dataset_name: str | None) -> str | None:
