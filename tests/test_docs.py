@@ -45,6 +45,7 @@ def options() -> set[str]:
     from cfpo_trl import grpo, reward_training
 
     parsers = [RecipeParser(module.ARGUMENTS) for module in (grpo, reward_training)]
+    parsers.append(grpo.recipe_parser(["--rollouts", "async"]))
     return {name for parser in parsers for name in parser.defaults}
 
 

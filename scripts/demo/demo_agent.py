@@ -61,7 +61,7 @@ def plot(log: list[dict], path: Path) -> None:
         points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
         axis.plot(*zip(*points, strict=True), color="#0072B2")
         axis.set_ylabel(label)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * max(value for _, value in points))
         axis.grid(alpha=0.3)
     axes[0].set_title("A character-level Qwen2 learns to look and to answer")
     axes[-1].set_xlabel("optimizer step")

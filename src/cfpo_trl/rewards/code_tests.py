@@ -54,7 +54,7 @@ def read_tests(value: Any) -> list[Test]:
     """The tests in a cell of a dataset; a JSON text of one of these is read, too:
 
     - a list of `{"input": …, "output": …}` (or `stdin`, `stdout`), all texts;
-    - `{"inputs": […], "outputs": […]}`, lists of texts;
+    - `{"inputs": […], "outputs": […]}` (or `input`, `output`), lists of texts;
     - a list of asserts, `assert f(2) == 4`, each of them a text.
 
     Raises:
@@ -65,8 +65,8 @@ def read_tests(value: Any) -> list[Test]:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise UnreadableTests(f"no JSON: {error}") from error
-    if isinstance(value, dict) and {"inputs", "outputs"} <= value.keys():
-        inputs, outputs = value["inputs"], value["outputs"]
+    if isinstance(value, dict):
+        inputs, outputs = (value.get(f"{name}s", value.get(name)) for name in ("input", "output"))
         if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
             raise UnreadableTests("inputs and outputs are no lists of one length")
         value = [{"input": given, "output": wanted} for given, wanted in zip(inputs, outputs, strict=True)]

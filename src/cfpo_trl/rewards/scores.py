@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-Scores = TypeVar("Scores", float, float | None)
+Scores = TypeVar("Scores")
 
 
 class RewardError(RuntimeError):
