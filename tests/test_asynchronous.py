@@ -318,6 +318,20 @@ class OldPolicies(Worker):
         return RolloutSample([], [], ids.numpy(), mask, np.array(old), advantage, version, number, {})
 
 
+class Silent(Worker):
+    """Has no sample, and is not well."""
+
+    def __init__(self):
+        super().__init__()
+        self.rollout_buffer = self
+
+    def qsize(self):
+        return 0
+
+    def get(self, timeout):
+        raise queue.Empty
+
+
 class KeptTransfer(Transfer):
     """Keeps the weights of each version; the first is 1."""
 
@@ -395,6 +409,11 @@ def test_no_more_is_written_than_the_bound_lets_train(tmp_path, options, infligh
 
 def steps_saved(output) -> list[int]:
     return sorted(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*"))
+
+
+def test_where_no_sample_comes_at_all_it_is_said_why(build):
+    with pytest.raises(RolloutServerError, match="no more rollouts: no samples"):
+        build(worker=Silent()).train()
 
 
 def test_where_no_more_samples_come_all_stop_with_a_checkpoint(build, model, tmp_path):

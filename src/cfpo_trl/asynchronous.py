@@ -32,6 +32,8 @@ try:
 except ImportError as error:
     raise ImportError(f"AsyncCFPOTrainer needs trl>=1.16; trl {trl.__version__} is installed.") from error
 
+NO_BATCH = "Batch does not contain any data"
+
 
 @dataclass
 class AsyncCFPOConfig(TrustRegionConfig, AsyncGRPOConfig):
@@ -159,6 +161,11 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
                 self.log({})  # of the update behind which it failed
                 self._save_checkpoint(self.model, trial=None)
             raise
+        except ValueError as error:  # Accelerate's, on all processes, where the samples end before the first batch
+            if NO_BATCH not in str(error):
+                raise
+            self.failure = decided_by_main(lambda: self.failure)
+            result = None
         if self.failure is not None:
             raise RolloutServerError(self.failure)
         return result

@@ -12,11 +12,13 @@ import psutil
 import pytest
 import requests
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 from trl.experimental.async_grpo.vllm_client import VLLMClient
 
 from cfpo_trl.rollouts.transfer import FolderTransfer
 from cfpo_trl.tiny.model import build_model, build_tokenizer
+from cfpo_trl.tiny.warm_start import warm_start
 from conftest import ROOT, environment, free_port, kill, launch, server_url_of, serving, until
 from equivalence_run import LETTERS
 
@@ -213,3 +215,46 @@ def test_whatever_is_killed_nothing_hangs_or_stays_and_the_same_command_goes_on(
     finally:
         if server is not None:
             entered.__exit__(None, None, None)
+
+
+def test_an_agent_whose_environment_lives_in_the_rollout_process(write_recipe, tmp_path):
+    """The tools of `make demo-agent`, by the same recipe's options."""
+    options = yaml.safe_load((ROOT / "recipes" / "demo" / "config_cfpo_agent.yaml").read_text())
+    tokenizer = build_tokenizer("abcdefghijklmnopqrstuvwxyz>![]{}':_")
+    model, rows, rng = build_model(tokenizer), [], random.Random(0)
+    for _ in range(200):
+        box, letters = rng.choice("abcd"), "".join(rng.choices(LETTERS, k=4))
+        seen = letters["abcd".index(box)]
+        rows.append({"prompt": box, "boxes": letters, "solution": seen})
+    turns = [{"prompt": f"{row['prompt']}>", "solution": f"!{row['prompt']}"} for row in rows]
+    turns += [
+        {"prompt": f"{row['prompt']}>!{row['prompt']}<eos>[{row['solution']}]", "solution": row["solution"]}
+        for row in rows
+    ]
+    warm_start(model, tokenizer, turns, LETTERS, 0.5, steps=60, learning_rate=3e-3)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "rooms.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = ("environment", "max_tool_calling_iterations", "chat_template", "response_template", "reward_funcs")
+    recipe = write_recipe(
+        tmp_path,
+        leave_out=["num_iterations"],
+        model_name_or_path=str(tmp_path / "model"),
+        dataset_name=str(data),
+        rollouts="async",
+        token_budget=0,
+        max_completion_length=32,
+        max_prompt_length=16,
+        vllm_max_model_length=80,
+        vllm_server_host="127.0.0.1",
+        vllm_server_port=free_port(),
+        output_dir=str(tmp_path / "out"),
+        **{name: options[name] for name in names},
+    )
+    with serving(recipe, tmp_path / "server.log"):
+        log = run(recipe, 4)
+    assert len(log) == 4
+    assert all(entry["tools/call_frequency"] > 0.3 for entry in log)
+    assert any(entry["rollout/turns_mean"] > 1.3 for entry in log if "rollout/turns_mean" in entry)
+    assert any(entry["reward"] > 0 for entry in log)
