@@ -102,7 +102,7 @@ def report(rows: list[dict]) -> None:
 
 def plot(rows: list[dict], path: Path) -> None:
     """The final accuracy of each run, by setting and form."""
-    settings = list(itertools.product(RATES, STALENESS))
+    settings = sorted({(float(row["learning_rate"]), int(row["max_staleness"])) for row in rows})
     figure, axis = plt.subplots(figsize=(7.5, 3.5), layout="constrained")
     for offset, form in enumerate(FORMS):
         points = [
@@ -113,7 +113,7 @@ def plot(rows: list[dict], path: Path) -> None:
         ]
         if points:
             axis.scatter(*zip(*points, strict=True), color=COLORS[form], label=form, s=28)
-    axis.set_xticks(range(len(settings)), [f"rate {rate:g}\nup to {age} versions old" for rate, age in settings])
+    axis.set_xticks(range(len(settings)), [f"learning rate {rate:g}\n≤ {age} versions old" for rate, age in settings])
     axis.set_ylabel("held-out accuracy at the end")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(ncols=len(FORMS), loc="upper center", bbox_to_anchor=(0.5, 1.16), frameon=False)
