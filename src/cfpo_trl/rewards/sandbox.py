@@ -1,10 +1,12 @@
 """Runs a Python program that nobody trusts, in bubblewrap: no network, no files, no other process, hard limits."""
 
 import errno
+import json
 import os
 import platform
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -107,21 +109,34 @@ class Sandbox:
             in_memory(stdin.encode("utf-8", "surrogatepass")) as given,
             started(program, self.limits, stdin=given, stderr=subprocess.DEVNULL) as process,
         ):
-            try:
-                return watched(process, time.monotonic() + seconds, self.limits.output_kib * 1024)
-            finally:
-                process.kill()  # and with it all that is in the sandbox
+            return watched(process, time.monotonic() + seconds, self.limits.output_kib * 1024)
 
 
 @contextmanager
 def started(program: str, limits: Limits, **options: Any) -> Iterator[subprocess.Popen]:
-    """The program's sandbox as a process; it is waited for at the end of the block."""
-    with in_memory(program.encode("utf-8", "surrogatepass")) as source, in_memory(no_processes()) as calls:
-        command = sandboxed(limits, source, calls)
-        with subprocess.Popen(
-            command, pass_fds=[source, calls], env={}, cwd="/", stdout=subprocess.PIPE, **options
-        ) as process:
-            yield process
+    """The program's sandbox as a process; it ends with the block, and all that is in it."""
+    with (
+        in_memory(program.encode("utf-8", "surrogatepass")) as source,
+        in_memory(no_processes()) as calls,
+        in_memory(b"") as info,
+    ):
+        files = [source, calls, info]
+        options = {"pass_fds": files, "env": {}, "cwd": "/", "stdout": subprocess.PIPE} | options
+        with subprocess.Popen(sandboxed(limits, *files), **options) as process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    end(process, info)
+
+
+def end(process: subprocess.Popen, info: int) -> None:
+    """Kills the sandbox's first process, and with it all; bubblewrap, killed first, would leave that one unwaited."""
+    try:
+        os.kill(json.loads(os.pread(info, 4096, 0))["child-pid"], signal.SIGKILL)
+        process.wait(timeout=5)
+    except (ValueError, KeyError, ProcessLookupError, subprocess.TimeoutExpired):  # it was just about to begin, or end
+        process.kill()
 
 
 def watched(process: subprocess.Popen, deadline: float, most: int) -> Run:
@@ -143,11 +158,12 @@ def watched(process: subprocess.Popen, deadline: float, most: int) -> Run:
     return Run(BAD_STATUS.get(status, "error") if status else "ok", output)
 
 
-def sandboxed(limits: Limits, source: int, calls: int) -> list[str]:
-    """The command that runs the program in the descriptor `source` with the filter of system calls in `calls`."""
+def sandboxed(limits: Limits, source: int, calls: int, info: int) -> list[str]:
+    """bubblewrap's command line, with descriptors of the program, of its filter of system calls, and for its pid."""
     python = str(Path(sys.executable).resolve())
     shown = [*LIBRARIES, python, *(f"{sys.base_prefix}/{name}" for name in ("lib", "lib64"))]
-    options = [*ISOLATED, "--seccomp", str(calls), "--perms", "0444", "--ro-bind-data", str(source), "/program.py"]
+    options = [*ISOLATED, "--seccomp", str(calls), "--info-fd", str(info)]
+    options += ["--perms", "0444", "--ro-bind-data", str(source), "/program.py"]
     for path in dict.fromkeys(path for path in shown if os.path.exists(path)):
         options += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
     for device in ("null", "zero", "urandom"):
@@ -218,7 +234,7 @@ print("isolated")
 def check() -> None:
     """Raises a `RuntimeError` with bubblewrap's own words where a program does not run isolated here."""
     with started(CHECK, Limits(), stderr=subprocess.PIPE) as process:
-        output, errors = process.communicate()
+        output, errors = process.communicate(timeout=60)
     if process.returncode or output != b"isolated\n":
         raise RuntimeError(
             f"The code reward's sandbox does not run here: {errors.decode(errors='replace').strip()[-500:]}. "

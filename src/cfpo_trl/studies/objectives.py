@@ -6,12 +6,16 @@ a penalty P(r, ε) ≥ 0 per unit of |A|: c = r − sign(A)·P, as CFPO's own P 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cfpo_trl import CFPOTrainer, soft_clip, tv_distance
+from cfpo_trl.imports import imported
 from cfpo_trl.objective import clip
+
+from . import field
 
 Operator = Callable[[Tensor, Tensor, float, float], Tensor]
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -81,18 +85,58 @@ WITH_NUMBER: dict[str, Callable[[float], Operator]] = {
 
 
 def build(name: str) -> Operator:
-    """The operator that a study names: cfpo, grpo, log, one_sided, bounded-1.25, smooth-1.25, adaptive-0.02."""
+    """The operator that a study names: grpo, log, bounded-1.25, smooth-1.25, …, or the dotted path of a user's own.
+
+    Raises:
+        ValueError: there is none of that name; the choices that it lists are the field's, too.
+    """
+    if (found := named(name, PLAIN, WITH_NUMBER)) is not None:
+        return found
+    kind = name.partition("-")[0]
+    if "." in kind:
+        return imported("objective", name)
+    choices = [*PLAIN, *field.PLAIN, *(f"{kind}-<number>" for kind in (*WITH_NUMBER, *field.WITH_NUMBER))]
+    raise ValueError(
+        f"objective={name!r} is unknown; use one of {', '.join(choices)}, or the dotted path of your own."
+    )
+
+
+def named(name: str, plain: dict[str, Any], with_number: dict[str, Callable[[float], Any]]) -> Any:
+    """What has that name among `plain`, or that kind and number, such as `bounded-1.25`; else None."""
     kind, _, number = name.partition("-")
-    if name in PLAIN:
-        return PLAIN[name]
-    if kind in WITH_NUMBER and number:
-        return WITH_NUMBER[kind](float(number))
-    choices = [*PLAIN, *(f"{kind}-<number>" for kind in WITH_NUMBER)]
-    raise ValueError(f"objective={name!r} is unknown; use one of {', '.join(choices)}.")
+    if kind in with_number and number:
+        return with_number[kind](float(number))
+    return plain.get(name)
 
 
 def trainer_of(objective: str) -> type[CFPOTrainer]:
-    """A trainer with that objective, which logs `cfpo/*` for each; all else is CFPOTrainer's."""
+    """A trainer with that objective, which logs `cfpo/*` for each; all else is CFPOTrainer's.
+
+    `cfpo/penalty` says nothing of the field's objectives, see [`~cfpo_trl.studies.field`].
+    """
     if objective == "cfpo":
         return CFPOTrainer  # with its own penalty_slope
+    surrogate = named(objective, field.PLAIN, field.WITH_NUMBER)
+    if surrogate is not None:
+        return type("FieldTrainer", (SurrogateTrainer,), {"surrogate": staticmethod(surrogate)})
     return type("ComparedTrainer", (CFPOTrainer,), {"soft_clip": staticmethod(build(objective))})
+
+
+class SurrogateTrainer(CFPOTrainer):
+    """A trainer whose loss has the gradient of a surrogate of [`~cfpo_trl.studies.field`]."""
+
+    surrogate: field.Surrogate
+
+    def counted_advantages(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """CFPOTrainer's; notes what a surrogate needs beside the ratio."""
+        advantages, self._mask = super().counted_advantages(inputs)
+        self._old_logps = inputs.get("old_per_token_logps")
+        return advantages, self._mask
+
+    def soft_clip(self, ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
+        """The surrogate in the clip's place."""
+        ratio = ratio.to(torch.promote_types(ratio.dtype, torch.float32))
+        advantages = (advantages * self._mask).to(ratio.dtype)
+        old_logps = torch.zeros_like(ratio) if self._old_logps is None else self._old_logps
+        tokens = field.Tokens(ratio, old_logps.detach(), advantages, self._mask, epsilon_low, epsilon_high)
+        return field.below(ratio, advantages, self.surrogate(tokens))
