@@ -21,7 +21,15 @@ from typing import Any
 NOBODY = 65534
 # https://github.com/containers/bubblewrap. The system's own stays invisible but for the C library and Python's own.
 ISOLATED = (
-    *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--clearenv"),
+    *(
+        "--unshare-all",
+        "--unshare-user",
+        "--disable-userns",
+        "--as-pid-1",
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+    ),
     *("--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL", "--hostname", "sandbox"),
 )
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
@@ -121,8 +129,8 @@ def started(program: str, limits: Limits, **options: Any) -> Iterator[subprocess
         in_memory(b"") as info,
     ):
         files = [source, calls, info]
-        options = {"pass_fds": files, "env": {}, "cwd": "/", "stdout": subprocess.PIPE} | options
-        with subprocess.Popen(sandboxed(limits, *files), **options) as process:
+        command = sandboxed(limits, *files)
+        with subprocess.Popen(command, pass_fds=files, env={}, cwd="/", stdout=subprocess.PIPE, **options) as process:
             try:
                 yield process
             finally:
