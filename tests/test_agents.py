@@ -348,9 +348,10 @@ def logged(tmp_path):
     return [entry for entry in log if "loss" in entry]
 
 
-def test_a_recipe_without_data_and_rewards(recipe, tmp_path):
-    """The environment makes the prompts, and rewards."""
-    grpo.main(recipe())
+def test_a_recipe_without_data_and_rewards(recipe, tmp_path, capsys):
+    """The environment makes the prompts, and rewards; the log of completions shows who speaks."""
+    grpo.main(recipe(log_completions=True))
+    assert "ASSISTANT" in capsys.readouterr().out
     assert "rewards/Search/mean" in logged(tmp_path)[0]
     assert "tools/failure_frequency" in logged(tmp_path)[0]
 

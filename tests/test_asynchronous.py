@@ -1,5 +1,6 @@
 """AsyncCFPOTrainer on packed rows: its loss and gradient against a reference in fp64, and samples of a known age."""
 
+import json
 import math
 import queue
 import random
@@ -91,7 +92,7 @@ def build(model, tokenizer, tmp_path):
             "learning_rate": 1e-3,
             "max_steps": 4,
         } | options
-        args = config_class(str(tmp_path / "out"), save_strategy="no", **CPU, **options)
+        args = config_class(str(tmp_path / "out"), **{"save_strategy": "no"} | CPU | options)
         data = Dataset.from_list([{"prompt": letter} for letter in LETTERS])
         with without_cuda():  # for TRL's own, too
             return trainer_class(
@@ -409,6 +410,27 @@ def test_no_more_is_written_than_the_bound_lets_train(tmp_path, options, infligh
 
 def steps_saved(output) -> list[int]:
     return sorted(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*"))
+
+
+def test_a_resumed_run_knows_the_prompts_that_were_done_out_of_turn(build, model, tmp_path):
+    """Those behind a straggler: the first that is not done is TRL's `prompt_index`."""
+    transfer = KeptTransfer()
+    worker = OldPolicies(model, transfer, 0)
+    get, numbers = worker.get, iter([0, 1, 3, 4, 6, 7, 8, 9, *range(20, 100)])
+
+    def out_of_turn(timeout):
+        sample = get(timeout)
+        sample.group_id = next(numbers)
+        return sample
+
+    worker.get = out_of_turn
+    build(transfer=transfer, worker=worker, max_steps=2, save_strategy="steps", save_steps=1).train()
+    checkpoints = [tmp_path / "out" / f"checkpoint-{step}" for step in (1, 2)]
+    done = [json.loads((checkpoint / "prompts_done.json").read_text()) for checkpoint in checkpoints]
+    assert done == [[1, 2], [1, 2, 4, 5, 6, 7]]  # 3, 4 and then 6 to 9, counted from 2
+    resumed = build(transfer=transfer, worker=worker, max_steps=2, save_strategy="steps", save_steps=1)
+    resumed.train(resume_from_checkpoint=str(checkpoints[0]))
+    assert {1, 2} <= resumed._trained_groups
 
 
 def test_where_no_sample_comes_at_all_it_is_said_why(build):

@@ -159,6 +159,13 @@ def test_a_prompt_that_the_server_refuses_is_left_out_counted_and_done(build, se
     assert len(refused) <= 6  # no second try
 
 
+def test_prompts_that_were_done_before_are_not_written_again(build):
+    loop = build([vowels], words=["ab", "ba", "ac", "ca"], done=[1, 2])
+    with running(loop):
+        samples, _ = taken(loop, 6)
+    assert {sample.group_id for sample in samples} == {0, 3, 4}
+
+
 def test_a_completion_that_fails_leaves_its_group_to_the_others(build, server):
     turns = iter(range(1000))
     server.behaviour = lambda prompt: (

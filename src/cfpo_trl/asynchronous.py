@@ -1,16 +1,20 @@
 """AsyncCFPOTrainer: TRL's AsyncGRPOTrainer with the soft clip in place of the clip."""
 
+import itertools
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import trl
 from torch import Tensor, nn
 from transformers import AttentionInterface, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .config import TrustRegionConfig, check_trust_region
 from .objective import clip
@@ -32,6 +36,7 @@ try:
 except ImportError as error:
     raise ImportError(f"AsyncCFPOTrainer needs trl>=1.16; trl {trl.__version__} is installed.") from error
 
+DONE = "prompts_done.json"  # in a checkpoint: those behind the first that is not, counted from it
 NO_BATCH = "Batch does not contain any data"
 
 
@@ -169,6 +174,26 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         if self.failure is not None:
             raise RolloutServerError(self.failure)
         return result
+
+    def _save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
+        """TRL's, which keeps the first prompt that is not done; and those behind it that are, for stragglers."""
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            first = next(group for group in itertools.count() if group not in self._trained_groups)
+            ahead_of_it = sorted(group - first for group in self._trained_groups if group > first)
+            (folder / DONE).write_text(json.dumps(ahead_of_it))
+        super()._save_checkpoint(*arguments, **keywords)
+
+    def _inner_training_loop(self, *arguments: Any, **keywords: Any) -> Any:
+        """TRL's, without the prompts that were done before."""
+        checkpoint = keywords.get("resume_from_checkpoint")
+        kept = Path(checkpoint, DONE) if checkpoint else None
+        done = json.loads(kept.read_text()) if kept is not None and kept.exists() else []
+        self._trained_groups.update(done)
+        if isinstance(self.rollout_worker, AsyncRolloutWorker):
+            self.rollout_worker._loop_kwargs["done"] = done
+        return super()._inner_training_loop(*arguments, **keywords)
 
     def _check_health(self, stale_after_s: float) -> None:
         """Called while no sample comes. Raises a `RuntimeError` where none will."""

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class RolloutLoop(_AsyncRolloutLoop):
 
     Args:
         reward_weights: One for each reward function; default 1.
+        done: Groups of prompts, counted from the first that this process would write, that need no more rollouts.
 
     Raises:
         RuntimeError: nothing came of 10 groups in a row.
@@ -54,8 +55,9 @@ class RolloutLoop(_AsyncRolloutLoop):
     # TRL's own
     reward_funcs: list[Callable[..., Any]]
 
-    def __init__(self, *, reward_weights: list[float] | None = None, **kwargs: Any):
+    def __init__(self, *, reward_weights: list[float] | None = None, done: Iterable[int] = (), **kwargs: Any):
         super().__init__(**kwargs)
+        self._done = frozenset(done)
         weights = reward_weights or [1.0] * len(self.reward_funcs)
         names = self.reward_func_names[: len(weights)]  # those of environments follow
         self._weights = {f"rewards/{name}": weight for name, weight in zip(names, weights, strict=True)}
@@ -82,6 +84,9 @@ class RolloutLoop(_AsyncRolloutLoop):
         while True:
             self._heartbeat_value.value = time.time()
             await asyncio.sleep(1.0)
+
+    def _repeat_iterator(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        return ((group, row) for group, row in super()._repeat_iterator() if group not in self._done)
 
     async def _retry(self, request: Callable[[], Awaitable], **options: Any) -> Any:
         async def once() -> Any:
