@@ -93,6 +93,13 @@ def served(recipe, prompt: list[int], tokens: int) -> tuple[list[int], torch.Ten
     return choice["token_ids"], torch.tensor(choice["logprobs"]["token_logprobs"])
 
 
+def counter(recipe, name: str) -> float:
+    """A number of vLLM's own log."""
+    metrics = requests.get(f"{server_url_of(recipe)}/metrics", timeout=60).text
+    (line,) = [line for line in metrics.splitlines() if line.startswith(f"vllm:{name}")]
+    return float(line.split()[-1])
+
+
 def test_the_reward_rises_from_samples_some_versions_old(recipe, tmp_path):
     with serving(recipe, tmp_path / "server.log"):
         log = run(recipe, 40)
@@ -129,12 +136,12 @@ def test_an_update_while_a_request_is_written(write_recipe, tmp_path):
         for _ in range(2):  # the second time from the cache
             completion, found = served(recipe, prompt, 4)
             assert torch.allclose(found, logps(old, prompt + completion)[-4:], atol=1e-4)
-        metrics = requests.get(f"{server_url_of(recipe)}/metrics", timeout=60).text
-        (hits,) = [line for line in metrics.splitlines() if line.startswith("vllm:prefix_cache_hits_total")]
-        assert float(hits.split()[-1]) >= 256
+        assert counter(recipe, "prefix_cache_hits_total") >= 256
+        written = counter(recipe, "generation_tokens_total")
         request = threading.Thread(target=lambda: answer.extend(served(recipe, prompt, 210)))
         request.start()
-        time.sleep(0.2)
+        while counter(recipe, "generation_tokens_total") < written + 3:
+            assert request.is_alive()
         transfer = FolderTransfer(VLLMClient(server_url_of(recipe)), tmp_path / "weights")
         transfer.pause()
         time.sleep(2)

@@ -13,6 +13,7 @@ from ..running.recipe import with_numbers
 
 REQUIRED = {"output", "recipe", "rollout_batches", "evaluations", "parts"}
 STUDY_KEYS = REQUIRED | {"prepare", "keep_models", "follow"}
+OF_STUDIES = {"staleness"}  # options of a cell that the training script does not know
 SHARED = {  # of every run; a study's recipe overrides it
     "eval_strategy": "steps",
     "eval_on_start": True,
@@ -41,7 +42,8 @@ class Run:
     def script_recipe(self) -> dict[str, Any]:
         """The recipe as the training script takes it."""
         objective = "grpo" if self.cell["objective"] == "grpo" else "cfpo"
-        return self.recipe | {"objective": objective, "output_dir": str(self.folder)}
+        options = {name: value for name, value in self.recipe.items() if name not in OF_STUDIES}
+        return options | {"objective": objective, "output_dir": str(self.folder)}
 
 
 def load_study(path: str | Path) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def expand(study: dict[str, Any]) -> list[Run]:
         for cell in sorted(cells, key=lambda cell: cell["seed"]):
             recipe = SHARED | base | cell
             recipe.setdefault("steps_per_generation", recipe.get("gradient_accumulation_steps", 1))  # as in TRL
+            check_stale(recipe, name)
             cycle = steps_per_rollout(recipe, name)
             recipe |= {
                 "max_steps": study["rollout_batches"] * cycle,
@@ -89,6 +92,19 @@ def expand(study: dict[str, Any]) -> list[Run]:
             folder = Path(study["output"]) / "runs" / digest
             runs.setdefault(digest, Run(cell, recipe, folder, [])).parts.append(name)
     return list(runs.values())
+
+
+def check_stale(recipe: dict[str, Any], part: str) -> None:
+    """Raises a `ValueError` where a batch of rollouts that is to have an exact age would be trained again."""
+    staleness = recipe.get("staleness", 0)
+    if not (isinstance(staleness, int) and staleness >= 0):
+        raise ValueError(f"part {part}: staleness={staleness!r} is no number of updates.")
+    accumulated = recipe.get("gradient_accumulation_steps", 1)
+    if staleness and (recipe["num_iterations"] != 1 or recipe["steps_per_generation"] != accumulated):
+        raise ValueError(
+            f"part {part}: with staleness={staleness} a batch of rollouts is for one update: num_iterations must be "
+            f"1, and steps_per_generation the {accumulated} of gradient_accumulation_steps."
+        )
 
 
 def as_list(value: Any) -> list:

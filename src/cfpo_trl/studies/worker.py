@@ -77,12 +77,14 @@ def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
     """One run, by the training script, and its result. Returns `done`, `not finite` (a result, too), or an error."""
     from .. import CFPOTrainer, grpo
     from .objectives import trainer_of
+    from .stale import stale
 
     commit()  # now: the files may change while it trains
     trainers = []
 
     def build_trainer(**arguments: Any) -> CFPOTrainer:
-        trainers.append(trainer_of(cell["objective"])(**arguments))
+        trainer_class = stale(trainer_of(cell["objective"]), cell.get("staleness", 0))
+        trainers.append(trainer_class(**arguments))
         return trainers[0]
 
     start, failure = time.perf_counter(), None
