@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import trl
+
 from ..imports import imported
 from ..suggestions import nearest
 from .recipe import mapping
@@ -189,13 +191,6 @@ def check_agent(agent: Agent, dataset: "Dataset", tokenizer: "PreTrainedTokenize
     Refused: a dataset without the column `environment`, or with a name in it that there is not, where there are
     several; a chat template that drops tool calls or results, or whose calls TRL cannot read from a completion.
     """
-    from trl.chat_template_utils import (
-        add_response_schema,
-        get_training_chat_template,
-        is_chat_template_prefix_preserving,
-        supports_tool_calling,
-    )
-
     if isinstance(agent.environment, dict):
         if "environment" not in dataset.column_names:
             raise ValueError("With several environments a column `environment` names one for each row; it is missing.")
@@ -204,6 +199,15 @@ def check_agent(agent: Agent, dataset: "Dataset", tokenizer: "PreTrainedTokenize
             raise ValueError(f"The column environment has {min(map(str, unknown))!r}, no environment: {known}.")
     if not agent.calls:
         return
+    try:
+        from trl.chat_template_utils import (
+            add_response_schema,
+            get_training_chat_template,
+            is_chat_template_prefix_preserving,
+            supports_tool_calling,
+        )
+    except ImportError as error:
+        raise ValueError(f"Tools and environments need trl>=1.4 here, and {trl.__version__} is installed.") from error
     if not supports_tool_calling(tokenizer):
         raise ValueError(
             "The model's chat template drops tool calls or their results; use a model that calls tools, or give a "
