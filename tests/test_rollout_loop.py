@@ -154,8 +154,7 @@ def test_a_prompt_that_the_server_refuses_is_left_out_counted_and_done(build, se
     assert [sample.metrics["reward"] for sample in samples[:4]] == [1.0, 1.0, 0.0, 0.0]
     refused = [prompt for prompt in server.requests if len(prompt) > LONGEST]
     counted = sum(sum(values) for name, values in totals(loop).items() if name == "rollout/refused_total")
-    assert counted in (len(refused), len(refused) - 2)  # the last group's may not have been sent yet
-    assert counted >= 2
+    assert 2 <= counted <= len(refused)  # the last of them may not have been sent to the trainer
     assert len(refused) <= 6  # no second try
 
 
