@@ -147,22 +147,23 @@ def vowels(completions, **kwargs):
 def test_a_prompt_that_the_server_refuses_is_left_out_counted_and_done(build, server):
     loop = build([vowels])
     with running(loop):
-        samples, versioned = taken(loop, 6)
-    samples.sort(key=lambda sample: sample.group_id)
-    assert [sample.group_id for sample in samples] == [0, 0, 1, 1, 3, 3]
-    assert versioned.dropped == {2}
-    assert [sample.metrics["reward"] for sample in samples[:4]] == [1.0, 1.0, 0.0, 0.0]
+        samples, versioned = taken(loop, 10)
+    assert 2 in versioned.dropped
+    assert all(group % len(WORDS) == 2 for group in versioned.dropped)
+    assert not any(sample.group_id % len(WORDS) == 2 for sample in samples)
+    for sample in samples:
+        assert sample.metrics["reward"] == (sample.group_id % len(WORDS) == 0)
     refused = [prompt for prompt in server.requests if len(prompt) > LONGEST]
     counted = sum(sum(values) for name, values in totals(loop).items() if name == "rollout/refused_total")
     assert 2 <= counted <= len(refused)  # the last of them may not have been sent to the trainer
-    assert len(refused) <= 6  # no second try
+    assert len(refused) <= 10  # no second try
 
 
 def test_prompts_that_were_done_before_are_not_written_again(build):
     loop = build([vowels], words=["ab", "ba", "ac", "ca"], done=[1, 2])
     with running(loop):
         samples, _ = taken(loop, 6)
-    assert {sample.group_id for sample in samples} == {0, 3, 4}
+    assert not {sample.group_id for sample in samples} & {1, 2}
 
 
 def test_a_completion_that_fails_leaves_its_group_to_the_others(build, server):
@@ -173,8 +174,8 @@ def test_a_completion_that_fails_leaves_its_group_to_the_others(build, server):
     )  # None: an answer without any
     loop = build([vowels], words=["ab"], num_generations=4, max_inflight_tasks=4)
     with running(loop):
-        samples, versioned = taken(loop, 7)
-    assert sorted(sample.group_id for sample in samples) == [0, 0, 0, 1, 1, 1, 1]
+        samples, versioned = taken(loop, 15)
+    assert [sample.group_id for sample in samples].count(0) == 3
     assert not versioned.dropped
     assert sum(sum(values) for name, values in totals(loop).items() if name == "rollout/failed_total") == 1
 
@@ -190,7 +191,8 @@ def test_a_slow_reward_costs_its_group_alone(build):
     loop = build([slow_at_first], words=["ab", "ba"], request_timeout=1)
     with running(loop):
         samples, versioned = taken(loop, 2)
-    assert versioned.dropped == {1 - samples[0].group_id}
+    assert len(versioned.dropped) == 1  # the first that was complete
+    assert not versioned.dropped & {sample.group_id for sample in samples}
     assert totals(loop)["rollout/slow_rewards_total"] == [1.0]
 
 
@@ -229,10 +231,11 @@ def test_weights_count_in_the_reward_and_not_in_the_log(build):
     loop = build([twos, no_reward_for_b], words=["ab", "ba"], reward_weights=[0.5, 10.0])
     with running(loop):
         samples, _ = taken(loop, 4)
-    samples.sort(key=lambda sample: sample.group_id)
-    assert [sample.metrics["reward"] for sample in samples] == [11.0, 11.0, 1.0, 1.0]
-    assert [sample.metrics["rewards/twos"] for sample in samples] == [2.0] * 4
-    assert samples[0].metrics["rewards/no_reward_for_b"] == 1.0
+    for sample in samples:
+        right = sample.group_id % 2 == 0
+        assert sample.metrics["reward"] == (11.0 if right else 1.0)
+        assert sample.metrics["rewards/twos"] == 2.0
+        assert not right or sample.metrics["rewards/no_reward_for_b"] == 1.0
     logged = totals(loop)["mine"]
     assert {total / count for total, count in logged} == {4.0}
 
