@@ -330,10 +330,7 @@ def recipe(tmp_path):
             "max_steps": 2,
             "num_iterations": 2,
             "logging_steps": 1,
-            "bf16": False,
-            "use_cpu": True,
-            "gradient_checkpointing": False,
-            "report_to": "none",
+            **CPU,
             "save_strategy": "no",
             "output_dir": str(tmp_path / "out"),
         }

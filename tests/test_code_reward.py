@@ -29,6 +29,7 @@ from cfpo_trl.rewards.sandbox import Limits, Sandbox, find_bwrap, no_processes
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.running.data import DataArguments, check_columns, drop_unreadable_tests
 from cfpo_trl.tiny.model import build_model, build_tokenizer
+from conftest import CPU
 
 DOUBLES = [{"input": "3\n", "output": "6\n"}, {"input": "4", "output": "8"}]
 SQUARES = ["assert f(2) == 4", "assert abs(f(3) - 9) < 1e-6", "assert f(-1) == 1 and isinstance(f(1), int)"]
@@ -192,6 +193,7 @@ def test_a_program_that_hacks_gets_nothing(reward, name):
     assert reward([block(HACKS[name])] * 2, tests=[DOUBLES, SQUARES]) == [0.0, 0.0]
 
 
+HOME = str(Path.home())
 C = "import ctypes; c = ctypes.CDLL(None)\n"
 HOSTILE = {
     "fork bomb": "import os\nwhile True: os.fork()",
@@ -224,7 +226,7 @@ HOSTILE = {
     "writes to the libraries": "import os; open(os.__file__, 'a')",
     "symlink out": "import os; os.symlink('/etc/passwd', '/tmp/p'); print(open('/tmp/p').read())",
     "reads the passwords": "print(open('/etc/passwd').read())",
-    "reads a home": "import os; print(os.listdir('/root'), open('/root/.bashrc').read())",
+    "reads a home": f"import os; print(os.listdir({HOME!r}), open({HOME + '/.bashrc'!r}).read())",
     "reads the environment": "import os; assert not os.environ.get('SECRET'); print(os.environ['SECRET'])",
     "reads /proc": "print(open('/proc/1/environ').read())",
     "reads /sys": "import os; print(os.listdir('/sys'))",
@@ -449,10 +451,7 @@ def recipe(tmp_path):
             "max_completion_length": 4,
             "max_steps": 2,
             "logging_steps": 1,
-            "bf16": False,
-            "use_cpu": True,
-            "gradient_checkpointing": False,
-            "report_to": "none",
+            **CPU,
             "save_strategy": "no",
             "output_dir": str(tmp_path / "out"),
         }

@@ -98,10 +98,7 @@ def recipe(model, pictures, tmp_path):
             "max_steps": 4,
             "learning_rate": 1e-3,
             "logging_steps": 1,
-            "bf16": False,
-            "use_cpu": True,
-            "gradient_checkpointing": False,
-            "report_to": "none",
+            **CPU,
             "save_strategy": "no",
             "output_dir": str(tmp_path / "out"),
         }

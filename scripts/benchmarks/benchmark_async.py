@@ -22,7 +22,8 @@ from cfpo_trl import AsyncCFPOTrainer, CFPOTrainer, grpo
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "demo"))
 
-from demo_async import RECIPE, prepare_demo, server  # noqa: E402
+from demo import prepare_if_missing  # noqa: E402
+from demo_async import RECIPE, server  # noqa: E402
 
 MODES = {"synchronous": None, "1 version": 1, "4 versions": 4}
 SKIPPED = 5  # updates at the start, which fill the queue
@@ -98,7 +99,7 @@ def main() -> None:
         if args.mode:
             print(json.dumps(measure(args.mode, args.updates, Path(folder))))
             return
-        prepare_demo()
+        prepare_if_missing()
         found: dict[str, list[dict]] = {mode: [] for mode in MODES}
         with server():
             for number in range(args.rounds):

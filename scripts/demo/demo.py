@@ -119,13 +119,17 @@ def prepare() -> list[dict]:
     return held_out
 
 
+def prepare_if_missing() -> None:
+    if not (RUN / "start" / "model.safetensors").exists():
+        prepare()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     only = "make the words and the warm-started model, if they are missing, and stop"
     parser.add_argument("--prepare", action="store_true", help=only)
     if parser.parse_args().prepare:
-        if not (RUN / "start" / "model.safetensors").exists():
-            prepare()
+        prepare_if_missing()
         return
 
     start = time.perf_counter()

@@ -25,12 +25,6 @@ SERVE = [sys.executable, "-m", "cfpo_trl.cli", "serve"]
 AGES = ("#9ecae1", "#6baed6", "#3182bd", "#08519c", "#08306b")
 
 
-def prepare_demo() -> None:
-    """The demo's words and warm-started model, where they are missing."""
-    if not (demo.RUN / "start" / "model.safetensors").exists():
-        demo.prepare()
-
-
 @contextmanager
 def server() -> Iterator[None]:
     """The recipe's vLLM server, ready; it ends with the block."""
@@ -80,7 +74,7 @@ def plot(path: Path) -> None:
 
 def main() -> None:
     start = time.perf_counter()
-    prepare_demo()
+    demo.prepare_if_missing()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     print(f"1/2  cfpo serve --config {RECIPE}", flush=True)
     with server():

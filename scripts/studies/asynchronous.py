@@ -22,8 +22,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "demo"))
 
-from demo import RUN, accuracy  # noqa: E402
-from demo_async import RECIPE, prepare_demo, server  # noqa: E402
+from demo import RUN, accuracy, prepare_if_missing  # noqa: E402
+from demo_async import RECIPE, server  # noqa: E402
 
 ROWS = ROOT / "docs" / "asynchronous" / "runs.csv"
 OUTPUT = Path("runs/asynchronous")
@@ -132,7 +132,7 @@ def main() -> None:
     ]
     missing = sorted((run for run in planned if run not in done), key=lambda run: run[1] != MIDDLE)
     if missing and not parser.parse_args().report:
-        prepare_demo()
+        prepare_if_missing()
         ROWS.parent.mkdir(exist_ok=True)
         with server():
             for run in missing:

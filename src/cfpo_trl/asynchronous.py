@@ -4,7 +4,7 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -299,28 +299,27 @@ class StopTogether(TrainerCallback):
 
 
 @contextmanager
-def own_worker(args: AsyncGRPOConfig) -> Iterator[None]:
-    """An `AsyncGRPOTrainer` built in this block starts our rollout process."""
-    from .rollouts.loop import RolloutWorker  # needs aiohttp, as TRL's does
-
-    original = async_grpo_trainer.AsyncRolloutWorker
-    weights = getattr(args, "reward_weights", None)
-    async_grpo_trainer.AsyncRolloutWorker = partial(
-        RolloutWorker, score_queue_maxsize=waiting_groups(args), reward_weights=weights
-    )
+def exchanged(name: str, value: Any) -> Iterator[None]:
+    """In this block TRL's module has another value under that name."""
+    original = getattr(async_grpo_trainer, name)
+    setattr(async_grpo_trainer, name, value)
     try:
         yield
     finally:
-        async_grpo_trainer.AsyncRolloutWorker = original
+        setattr(async_grpo_trainer, name, original)
+
+
+def own_worker(args: AsyncGRPOConfig) -> AbstractContextManager[None]:
+    """An `AsyncGRPOTrainer` built in this block starts our rollout process."""
+    from .rollouts.loop import RolloutWorker  # needs aiohttp, as TRL's does
+
+    options = {"score_queue_maxsize": waiting_groups(args), "reward_weights": getattr(args, "reward_weights", None)}
+    return exchanged("AsyncRolloutWorker", partial(RolloutWorker, **options))
 
 
 @contextmanager
 def without_cuda() -> Iterator[None]:
     """An `AsyncGRPOTrainer` built in this block asks no GPU for its speed, and its attention is our own."""
-    original = async_grpo_trainer.get_peak_flops_per_device
-    async_grpo_trainer.get_peak_flops_per_device = lambda accelerator, dtype: None
-    try:
+    with exchanged("get_peak_flops_per_device", lambda accelerator, dtype: None):
         yield
-    finally:
-        async_grpo_trainer.get_peak_flops_per_device = original
     AttentionInterface.register(TREE_ATTENTION, tree_attention)

@@ -1,6 +1,5 @@
 """The code reward: a completion's Python against tests, in a sandbox or by a server that runs programs."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from .code_server import CodeServer
 from .code_tests import CallTest, UnreadableTests, checker, driver, read_tests
+from .pool import cores_of_rank
 from .sandbox import Limits, Run, Sandbox
 from .scores import scored_together
 from .texts import text_of
@@ -177,6 +177,5 @@ def get_code_reward(
     Raises:
         RuntimeError: the sandbox does not run on this machine.
     """
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     runner = Sandbox(Limits(**limits)) if server is None else CodeServer(server, Limits(**limits))
-    return CodeReward(runner, tests, hidden_tests, share, budget, workers or max(1, cores))
+    return CodeReward(runner, tests, hidden_tests, share, budget, workers or cores_of_rank())

@@ -49,8 +49,12 @@ class Limits:
             raise ValueError(f"workers={self.workers} must be at least 1, or absent for one per core.")
 
     def count(self) -> int:
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return self.workers or max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
+        return self.workers or min(8, cores_of_rank())
+
+
+def cores_of_rank() -> int:
+    """This machine's cores divided by the ranks on it, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @dataclass(frozen=True)

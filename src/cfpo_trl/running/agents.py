@@ -10,6 +10,7 @@ import trl
 
 from ..imports import imported
 from ..suggestions import nearest
+from .loading import reads_messages
 from .recipe import mapping
 
 if TYPE_CHECKING:
@@ -201,7 +202,6 @@ def check_agent(agent: Agent, dataset: "Dataset", tokenizer: "PreTrainedTokenize
         return
     try:
         from trl.chat_template_utils import (
-            add_response_schema,
             get_training_chat_template,
             is_chat_template_prefix_preserving,
             supports_tool_calling,
@@ -213,14 +213,11 @@ def check_agent(agent: Agent, dataset: "Dataset", tokenizer: "PreTrainedTokenize
             "The model's chat template drops tool calls or their results; use a model that calls tools, or give a "
             "chat_template that renders both."
         )
-    try:
-        if not getattr(tokenizer, "response_template", None) and not getattr(tokenizer, "response_schema", None):
-            add_response_schema(tokenizer)
-    except ValueError as error:
+    if not reads_messages(tokenizer):
         raise ValueError(
             "TRL does not know how this chat template writes tool calls, and could not read them from completions; "
             "give response_template, or a chat_template that TRL knows."
-        ) from error
+        )
     if not is_chat_template_prefix_preserving(tokenizer):
         try:
             get_training_chat_template(tokenizer)

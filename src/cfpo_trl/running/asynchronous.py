@@ -13,6 +13,7 @@ from ..asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, AsyncClipTrainer, 
 from ..rewards.named import NamedReward
 from ..rollouts.server import check_vllm, get_json, server_url
 from ..together import decided_by_main
+from .loading import reads_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,21 +104,15 @@ def check_server_and_lengths(args: AsyncRecipeConfig, model_args: ModelConfig, m
 
 def check_conversations(dataset: Dataset, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises a `ValueError` where TRL could not render the prompts, or not read the completions as messages."""
-    from trl.chat_template_utils import add_response_schema
-
     if not isinstance(dataset[0]["prompt"], list):
         raise ValueError(
             "rollouts: async needs conversations: give a chat_template, or `prompt_format: conversational`."
         )
-    if getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None):
-        return
-    try:
-        add_response_schema(tokenizer)
-    except ValueError as error:
+    if not reads_messages(tokenizer):
         raise ValueError(
             "rollouts: async reads completions as messages, and TRL does not know how with this model's chat "
             "template; give response_template, or a chat_template that TRL knows."
-        ) from error
+        )
 
 
 def that_pickle(

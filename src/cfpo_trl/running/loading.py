@@ -82,6 +82,19 @@ def check_response_template(template: dict[str, Any]) -> None:
         raise Mistake(f"response_template: {error} Its form: {RESPONSE_TEMPLATES}.") from error
 
 
+def reads_messages(tokenizer: Any) -> bool:
+    """Whether TRL can read completions as messages: by the tokenizer's own template, or by one that it has."""
+    from trl.chat_template_utils import add_response_schema
+
+    if getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None):
+        return True
+    try:
+        add_response_schema(tokenizer)
+    except ValueError:  # it does not know the chat template
+        return False
+    return True
+
+
 def public_name(dataset_name: str | None) -> str | None:
     """The dataset's name as a model card may show it: a path of this machine is none of its readers' business."""
     return None if dataset_name is None or Path(dataset_name).exists() else dataset_name
