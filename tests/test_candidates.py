@@ -8,7 +8,7 @@ from cfpo_trl import CFPOTrainer, soft_clip
 from cfpo_trl.studies.objectives import Adaptive, build, clip, operator, quadratic
 from cfpo_trl.tiny.model import build_model
 
-NAMES = ["grpo", "cfpo", "bounded-1", "bounded-1.25", "bounded-4", "smooth-1.25", "log", "one_sided"]
+NAMES = ["grpo", "cfpo", "bounded-1", "bounded-1.25", "bounded-4", "smooth-1.25", "log", "one_sided", "one_sided-1"]
 ADVANTAGES = [-2.0, -0.5, 0.5, 2.0]
 RATIOS = torch.tensor([1e-6, 0.3, 0.74, 0.8, 0.9, 1.0, 1.1, 1.26, 3.0, 1e4], dtype=torch.float64)
 

@@ -148,6 +148,8 @@ def test_metrics_against_their_definitions(build_trainer, mode):
     penalties = [2 * 0.5**2 / 0.4, 0, 2 * 0.25**2 / 0.6, 0.31**2 / 0.6, 0.15**2 / 0.4]
     assert metrics["cfpo/penalty"] == pytest.approx(sum(penalties) / 5, rel=1e-5)
     assert metrics["cfpo/outside"] == pytest.approx(2 / 5)  # 0.5 and 1.31
+    counted = [0.5, 1.0, 1.25, 1.31, 0.85]
+    assert metrics["cfpo/ess"] == pytest.approx(sum(counted) ** 2 / (5 * sum(r**2 for r in counted)), rel=1e-5)
     assert metrics["cfpo/ratio_min"] == pytest.approx(0.5, rel=1e-5)
     assert metrics["cfpo/ratio_max"] == pytest.approx(1.31, rel=1e-5)
     # TRL's metrics keep their GRPO meaning: 0.5 has A > 0 and 1.31 has A < 0, where the clip does not bind.

@@ -80,9 +80,9 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
     is now to the server's log-probs, so that it corrects for staleness and for the engine's arithmetic at once.
 
     Logs, over the trained tokens of all processes since the last log: `cfpo/tv`, `cfpo/penalty`, `cfpo/outside`,
-    `cfpo/ratio_min` and `cfpo/ratio_max`; `cfpo/ess`, the effective sample size (Σr)²/(n·Σr²); their age in versions
-    of the policy, where they are trained: `staleness/mean`, `staleness/max`, `staleness/share_<age>`, and the drift at
-    each, `cfpo/tv_<age>`; the share of samples that were too old, `staleness/dropped`; and all of TRL's.
+    `cfpo/ess`, `cfpo/ratio_min` and `cfpo/ratio_max`; their age in versions of the policy, where they are trained:
+    `staleness/mean`, `staleness/max`, `staleness/share_<age>`, and the drift at each, `cfpo/tv_<age>`; the share of
+    samples that were too old, `staleness/dropped`; and all of TRL's.
 
     `max_staleness` holds where a sample is trained, what Accelerate and TRL hold in advance included, and
     [`~cfpo_trl.rollouts.staleness.pace`] sees to it that it costs few samples.
@@ -229,19 +229,18 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         super()._note_trust_region(clip)
         ratio = clip.ratio.double()
         age = (self.model_version - self._versions).long().clamp(0, self.args.max_staleness)
-        values = torch.stack([torch.ones_like(ratio), (ratio - 1).abs() / 2, ratio, ratio.square()], dim=1)
-        ages = values.new_zeros(self.args.max_staleness + 1, values.shape[1]).index_add_(0, age, values)
+        values = torch.stack([torch.ones_like(ratio), (ratio - 1).abs() / 2], dim=1)
+        ages = values.new_zeros(self.args.max_staleness + 1, 2).index_add_(0, age, values)
         self._ages.append(ages)
 
     def log(self, *arguments: Any, **keywords: Any) -> None:
-        """The log of [`SoftClipSeam`], with the age of the trained tokens and their effective sample size."""
+        """The log of [`SoftClipSeam`], with the age of the trained tokens."""
         if self._ages:
             ages = self.accelerator.reduce(torch.stack(self._ages).sum(dim=0), reduction="sum")
             self._ages.clear()
-            tokens, tv, ratio, square = ages.T.tolist()
+            tokens, tv = ages.T.tolist()
             total, metrics = sum(tokens), self._metrics["train"]
             metrics["staleness/mean"] = [sum(age * count for age, count in enumerate(tokens)) / total]
-            metrics["cfpo/ess"] = [sum(ratio) ** 2 / (total * sum(square))]
             for age, count in enumerate(tokens):
                 if count:
                     metrics[f"staleness/share_{age}"] = [count / total]

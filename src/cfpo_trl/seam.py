@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .objective import soft_clip
 
-METRICS = ("cfpo/tv", "cfpo/penalty", "cfpo/outside", "cfpo/ratio_min", "cfpo/ratio_max")
+METRICS = ("cfpo/tv", "cfpo/penalty", "cfpo/outside", "cfpo/ess", "cfpo/ratio_min", "cfpo/ratio_max")
 
 
 class SoftClip:
@@ -91,7 +91,8 @@ class SoftClipSeam:
     `1 + epsilon_high` to one call of `torch.clamp` on its ratio.
 
     Logs, over the counted tokens of all processes since the last log, in training and in evaluation: `cfpo/tv`,
-    `cfpo/penalty`, `cfpo/outside`, `cfpo/ratio_min` and `cfpo/ratio_max`.
+    `cfpo/penalty`, `cfpo/outside`, `cfpo/ratio_min` and `cfpo/ratio_max`; and `cfpo/ess`, the effective sample size
+    (Σr)²/(n·Σr²).
     """
 
     # The trainer's own
@@ -149,18 +150,20 @@ class SoftClipSeam:
         outside = (ratio < 1 - clip.epsilon_low) | (ratio > 1 + clip.epsilon_high)
         low, high = ratio.aminmax() if len(ratio) else (ratio.new_tensor(math.inf), ratio.new_tensor(-math.inf))
         counts = [ratio.new_tensor(ratio.numel()), ratio.new_tensor(penalty.numel())]
-        sums = [(ratio - 1).abs().sum() / 2, outside.sum(), penalty.sum(), *counts]
+        moments = [ratio.sum(), ratio.square().sum()]
+        sums = [(ratio - 1).abs().sum() / 2, outside.sum(), penalty.sum(), *moments, *counts]
         self._trust_region["train" if self.model.training else "eval"].append(torch.stack([*sums, low, -high]))
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """The trainer's log, with the trust region over all tokens since the last one, however they were split."""
         mode = "train" if self.model.training else "eval"
         if notes := self._trust_region.pop(mode, []):
-            sums, extremes = torch.stack(notes).split([5, 2], dim=1)
+            sums, extremes = torch.stack(notes).split([7, 2], dim=1)
             sums = self.accelerator.reduce(sums.sum(dim=0), reduction="sum").tolist()
-            tv, outside, penalty, ratios, penalties = sums
+            tv, outside, penalty, ratio, square, ratios, penalties = sums
             low, minus_high = self.accelerator.gather(extremes.amin(dim=0)).view(-1, 2).amin(dim=0).tolist()
             if ratios and penalties:  # else every completion was cut off and masked
-                values = (tv / ratios, penalty / penalties, outside / ratios, low, -minus_high)
+                ess = ratio**2 / (ratios * square)
+                values = (tv / ratios, penalty / penalties, outside / ratios, ess, low, -minus_high)
                 self._metrics[mode].update({name: [value] for name, value in zip(METRICS, values, strict=True)})
         super().log(*args, **kwargs)  # type: ignore[misc]

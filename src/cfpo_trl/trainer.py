@@ -23,7 +23,8 @@ class CFPOTrainer(SoftClipSeam, AlignmentTrainer):
     the ratio replaced by [`~cfpo_trl.soft_clip`]. `args` is a [`CFPOConfig`] or a plain `GRPOConfig`.
 
     Logs, over the real tokens of all processes since the last log, in training and in evaluation: `cfpo/tv`,
-    `cfpo/penalty`, `cfpo/outside`, `cfpo/ratio_min` and `cfpo/ratio_max`, beside all that `GRPOTrainer` logs.
+    `cfpo/penalty`, `cfpo/outside`, `cfpo/ess`, `cfpo/ratio_min` and `cfpo/ratio_max`, beside all that `GRPOTrainer`
+    logs.
 
     Raises:
         ValueError: before any model is loaded, where the configuration has no clip to replace or an epsilon is

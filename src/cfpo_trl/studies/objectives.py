@@ -35,6 +35,16 @@ def smooth(slope: float) -> Penalty:
     return penalty
 
 
+def bounded(slope: float) -> Penalty:
+    """The quadratic up to slope·ε from 1, and from there a line of that slope: `penalty_slope`'s."""
+
+    def penalty(ratio: Tensor, epsilon: Tensor) -> Tensor:
+        shift = (ratio - 1).abs()
+        return torch.where(shift < slope * epsilon, quadratic(ratio, epsilon), slope * (shift - slope * epsilon / 2))
+
+    return penalty
+
+
 def logarithmic(ratio: Tensor, epsilon: Tensor) -> Tensor:
     """The quadratic in log r: no weight r in its gradient."""
     return ratio.log().square() / (2 * epsilon)
@@ -80,6 +90,7 @@ PLAIN = {
 WITH_NUMBER: dict[str, Callable[[float], Operator]] = {
     "bounded": lambda slope: partial(soft_clip, penalty_slope=slope),
     "smooth": lambda slope: operator(smooth(slope)),
+    "one_sided": lambda slope: operator(bounded(slope), one_sided=True),
     "adaptive": Adaptive,
 }
 

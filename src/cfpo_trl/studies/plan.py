@@ -13,6 +13,7 @@ from ..running.recipe import with_numbers
 
 REQUIRED = {"output", "recipe", "rollout_batches", "evaluations", "parts"}
 STUDY_KEYS = REQUIRED | {"prepare", "keep_models", "follow"}
+OWN = ("rollout_batches", "evaluations")  # what a part may have in place of the study's
 OF_STUDIES = {"staleness"}  # options of a cell that the training script does not know
 SHARED = {  # of every run; a study's recipe overrides it
     "eval_strategy": "steps",
@@ -56,36 +57,43 @@ def load_study(path: str | Path) -> dict[str, Any]:
     if missing := REQUIRED - study.keys():
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}.")
     for name, part in study["parts"].items():
-        if part.keys() != {"question", "grid"} or not {"objective", "seed"} <= part["grid"].keys():
-            raise ValueError(f"part {name} of {path} needs a question, and a grid with at least objective and seed.")
-        others = sorted(set(as_list(part["grid"]["objective"])) - {"cfpo"})
-        if "penalty_slope" in part["grid"] and others:
-            raise ValueError(
-                f"part {name} of {path} varies penalty_slope, which changes nothing in {', '.join(others)}; compare "
-                "the objectives cfpo, bounded-1, bounded-1.25, ... or give penalty_slope a part of objective cfpo."
-            )
+        check_part(part, f"part {name} of {path}")
     return study
+
+
+def check_part(part: dict[str, Any], where: str) -> None:
+    """Raises a `ValueError` that names what a part lacks, or has that would change nothing."""
+    if not {"question", "grid"} <= part.keys() <= {"question", "grid", *OWN}:
+        raise ValueError(f"{where} needs a question and a grid, and may have {' and '.join(OWN)} of its own.")
+    for grid in as_list(part["grid"]):
+        if not {"objective", "seed"} <= grid.keys():
+            raise ValueError(f"{where} needs a grid with at least objective and seed.")
+        others = sorted(set(as_list(grid["objective"])) - {"cfpo"})
+        if "penalty_slope" in grid and others:
+            raise ValueError(
+                f"{where} varies penalty_slope, which changes nothing in {', '.join(others)}; compare the objectives "
+                "cfpo, bounded-1, bounded-1.25, ... or give penalty_slope a grid of objective cfpo."
+            )
 
 
 def expand(study: dict[str, Any]) -> list[Run]:
     """All runs of the study, each once although parts share some; within a part seed by seed.
 
-    Every run gets `rollout_batches` batches of rollouts, whatever it makes of them, and as many evaluations.
+    Every run of a part gets `rollout_batches` batches of rollouts, whatever it makes of them, and as many evaluations.
     """
     base = study["recipe"]
     base = with_numbers(yaml.safe_load(Path(base).read_text())) if isinstance(base, str) else base
     runs: dict[str, Run] = {}
     for name, part in study["parts"].items():
-        choices = [as_list(value) for value in part["grid"].values()]
-        cells = [dict(zip(part["grid"], values, strict=True)) for values in itertools.product(*choices)]
-        for cell in sorted(cells, key=lambda cell: cell["seed"]):
+        batches, evaluations = (part.get(option, study[option]) for option in OWN)
+        for cell in sorted(cells_of(part["grid"]), key=lambda cell: cell["seed"]):
             recipe = SHARED | base | cell
             recipe.setdefault("steps_per_generation", recipe.get("gradient_accumulation_steps", 1))  # as in TRL
-            check_stale(recipe, name)
+            check_stale(recipe, name, batches)
             cycle = steps_per_rollout(recipe, name)
             recipe |= {
-                "max_steps": study["rollout_batches"] * cycle,
-                "eval_steps": study["rollout_batches"] * cycle // study["evaluations"],
+                "max_steps": batches * cycle,
+                "eval_steps": batches * cycle // evaluations,
                 "logging_steps": cycle,
             }
             digest = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
@@ -94,8 +102,17 @@ def expand(study: dict[str, Any]) -> list[Run]:
     return list(runs.values())
 
 
-def check_stale(recipe: dict[str, Any], part: str) -> None:
-    """Raises a `ValueError` where a batch of rollouts that is to have an exact age would be trained again."""
+def cells_of(grid: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All combinations of a grid's choices; of several grids, one after another."""
+    return [
+        dict(zip(one, values, strict=True))
+        for one in as_list(grid)
+        for values in itertools.product(*map(as_list, one.values()))
+    ]
+
+
+def check_stale(recipe: dict[str, Any], part: str, batches: int) -> None:
+    """Raises a `ValueError` where a batch of rollouts of an exact age would be trained again, or none be so old."""
     staleness = recipe.get("staleness", 0)
     if not (isinstance(staleness, int) and staleness >= 0):
         raise ValueError(f"part {part}: staleness={staleness!r} is no number of updates.")
@@ -104,6 +121,10 @@ def check_stale(recipe: dict[str, Any], part: str) -> None:
         raise ValueError(
             f"part {part}: with staleness={staleness} a batch of rollouts is for one update: num_iterations must be "
             f"1, and steps_per_generation the {accumulated} of gradient_accumulation_steps."
+        )
+    if staleness >= batches:
+        raise ValueError(
+            f"part {part}: of rollout_batches={batches} none is staleness={staleness} updates old in time."
         )
 
 

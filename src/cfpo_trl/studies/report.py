@@ -44,6 +44,7 @@ STYLES = ("--", "-", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0,
 DIAGNOSTICS = {
     "entropy": "entropy (nats)",
     "cfpo/tv": "TV ½·E|r − 1|",
+    "cfpo/ess": "effective sample size",
     "cfpo/ratio_max": "largest ratio",
     "cfpo/ratio_min": "smallest ratio",
     "cfpo/penalty": "r·A − objective",

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,11 @@ def work(parent: int) -> None:
     for line in sys.stdin:
         job = json.loads(line)
         folder = Path(job["folder"])
-        with (folder / "log.txt").open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-            answer = train(folder, job["cell"], job["keep_model"])
+        with (folder / "log.txt").open("a") as log:
+            for stream in (1, 2):  # the process's own, which loggers hold on to
+                os.dup2(log.fileno(), stream)
+        answer = train(folder, job["cell"], job["keep_model"])
+        sys.stdout.flush()
         answers.write(answer + "\n")
 
 

@@ -1,0 +1,191 @@
+"""The field's objectives in several regimes: rate and width chosen for each by seed 0, confirmed on seeds 1 to 5.
+
+python scripts/studies/field.py tune       (goes on where it stopped; --regimes, --minutes and --workers run a part of it)
+python scripts/studies/field.py confirm    (the choice of each objective, in each regime that is tuned as a whole)
+
+Rows of both: docs/which-objective/runs.csv.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cfpo_trl.studies.plan import Run, expand
+from cfpo_trl.studies.report import SCORE, summarise
+from cfpo_trl.studies.results import table
+from cfpo_trl.studies.run import lock_output, sweep
+
+OUTPUT = Path("runs/field")
+ROWS = Path(__file__).parents[2] / "docs" / "which-objective" / "runs.csv"
+EPSILONS = (0.07, 0.2, 0.6)
+DELTAS = (0.03, 0.1, 0.3)
+
+Cells = list[dict[str, Any]]
+
+
+def wide(objective: str) -> Cells:
+    """The objective at each width ε."""
+    return [{"objective": objective, "epsilon": epsilon} for epsilon in EPSILONS]
+
+
+def numbered(kind: str, numbers: tuple[float, ...]) -> Cells:
+    """The objective at each number of its own."""
+    return [{"objective": f"{kind}-{number}"} for number in numbers]
+
+
+FAMILIES: dict[str, Cells] = {
+    "GRPO": wide("grpo"),
+    "DAPO": [{"objective": "grpo", "epsilon": 0.2, "epsilon_high": 0.28}],
+    "no region": [{"objective": "unclipped"}],
+    "negative clip": wide("negative_clip"),
+    "GSPO": [{"objective": "gspo", "epsilon": epsilon} for epsilon in (0.003, 0.02, 0.2)],
+    "CISPO": numbered("cispo", (1.2, 2.0, 5.0)),
+    "SAPO": numbered("sapo", (1.05, 2.0, 4.0)),
+    "VESPO": [{"objective": "vespo"}],
+    "TOPR": [{"objective": "topr"}],
+    "M2PO": numbered("m2po", (0.01, 0.04, 0.16)),
+    "DPPO": numbered("dppo", DELTAS),
+    "DRPO": numbered("drpo", DELTAS),
+    "CFPO": wide("cfpo"),
+    "bounded CFPO": wide("bounded-1"),
+    "one-sided CFPO": wide("one_sided-1"),
+}
+SUMS = {"model_name_or_path": "runs/study/sums-small", "dataset_name": "runs/study/sums"}
+REGIMES: dict[str, dict[str, Any]] = {  # the options, the learning rates, and the batches of rollouts of each
+    "stale 1": {"options": SUMS | {"staleness": 1}, "rates": (7e-5, 2e-4, 6e-4), "batches": 101},
+    "stale 4": {"options": SUMS | {"staleness": 4}, "rates": (7e-5, 2e-4, 6e-4), "batches": 104},
+    "stale 16": {"options": SUMS | {"staleness": 16}, "rates": (7e-5, 2e-4, 6e-4), "batches": 116},
+    "stale 64": {"options": SUMS | {"staleness": 64}, "rates": (3e-5, 1e-4, 3e-4), "batches": 192},
+    "reuse 1": {"options": SUMS | {"num_iterations": 1}, "rates": (7e-5, 2e-4, 6e-4), "batches": 100},
+    "reuse 4": {"options": SUMS | {"num_iterations": 4}, "rates": (3e-5, 1e-4, 3e-4), "batches": 40},
+    "reuse 16": {"options": SUMS | {"num_iterations": 16}, "rates": (1e-5, 3e-5, 1e-4), "batches": 30},
+    "reuse 64": {"options": SUMS | {"num_iterations": 64}, "rates": (4e-6, 1.2e-5, 4e-5), "batches": 16},
+}
+EVALUATIONS = 8
+TUNING_SEED = 0
+FRESH_SEEDS = [1, 2, 3, 4, 5]
+CHOSEN = ["objective", "epsilon", "epsilon_high", "learning_rate"]
+
+
+def study(cells: dict[str, Cells]) -> dict[str, Any]:
+    """A study with a part for each of these regimes, of these cells."""
+    parts = {}
+    for regime, chosen in cells.items():
+        about = REGIMES[regime]
+        grid = [about["options"] | cell for cell in chosen]
+        parts[regime] = {"question": regime, "grid": grid, "rollout_batches": about["batches"]}
+    return {
+        "output": str(OUTPUT),
+        "recipe": "scripts/studies/field_recipe.yaml",
+        "rollout_batches": 0,
+        "evaluations": EVALUATIONS,
+        "parts": parts,
+    }
+
+
+def to_tune(regimes: list[str]) -> dict[str, Cells]:
+    """Every objective at every width and rate."""
+    every = [cell for cells in FAMILIES.values() for cell in cells]
+    return {
+        regime: [
+            cell | {"learning_rate": rate, "seed": TUNING_SEED} for rate in REGIMES[regime]["rates"] for cell in every
+        ]
+        for regime in regimes
+    }
+
+
+def to_confirm(rows: pd.DataFrame, regimes: list[str]) -> dict[str, Cells]:
+    """Of each objective the cell with the best final reward, on fresh seeds; of the regimes that are tuned."""
+    cells: dict[str, Cells] = {}
+    for regime in regimes:
+        tuned = rows[(rows["regime"] == regime) & (rows["seed"] == TUNING_SEED)]
+        if len(tuned) < len(to_tune([regime])[regime]):
+            print(f"{regime} is not tuned yet: {len(tuned)} runs")
+            continue
+        best = tuned.loc[tuned.groupby("family")["final"].idxmax()]
+        chosen = [row[row.notna()].to_dict() for _, row in best[CHOSEN].iterrows()]
+        cells[regime] = [cell | {"seed": seed} for seed in FRESH_SEEDS for cell in chosen]
+    return cells
+
+
+def family_of(row: pd.Series) -> str:
+    """Which of the families a run's objective and widths belong to."""
+    if row["objective"] == "grpo":
+        return "GRPO" if pd.isna(row["epsilon_high"]) else "DAPO"
+    return next(name for name, cells in FAMILIES.items() if row["objective"] in {cell["objective"] for cell in cells})
+
+
+def summary(runs: list[Run]) -> pd.DataFrame:
+    """A row per finished run: what was chosen, its rewards, and the worst of its diagnostics."""
+    logged = table(runs)
+    if logged.empty:
+        return logged
+    rows = summarise(logged).rename(columns={"parts": "regime"})
+    by_run = logged.groupby("run")
+    of_run = {
+        "area": by_run[SCORE].mean(),
+        "tv": by_run["cfpo/tv"].mean(),
+        "ess_min": by_run["cfpo/ess"].min(),
+        "ratio_max": by_run["cfpo/ratio_max"].max(),
+    }
+    for name, values in of_run.items():
+        rows[name] = rows["run"].map(values)
+    for option in ("epsilon", "epsilon_high"):
+        rows[option] = pd.to_numeric(rows[option], errors="coerce") if option in rows else float("nan")
+    rows["family"] = rows.apply(family_of, axis=1)
+    rows.loc[~rows["objective"].isin(WITH_EPSILON), "epsilon"] = float("nan")
+    columns = ["regime", "family", *CHOSEN, "seed", "start", "best", "final", "area", "collapsed"]
+    return rows[[*columns, "tv", "ess_min", "ratio_max", "seconds", "commit"]]
+
+
+WITH_EPSILON = {cell["objective"] for cells in FAMILIES.values() for cell in cells if "epsilon" in cell}
+
+
+def read_rows() -> pd.DataFrame:
+    return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=["regime", "family", *CHOSEN, "seed", "final"])
+
+
+def keep_rows(rows: pd.DataFrame) -> None:
+    """Adds the rows to those that are there; one of the same cell and seed takes its place."""
+    ROWS.parent.mkdir(exist_ok=True)
+    everything = pd.concat([frame for frame in (read_rows(), rows) if len(frame)])
+    everything = everything.drop_duplicates(["regime", *CHOSEN, "seed"], keep="last")
+    everything.sort_values(["regime", "family", *CHOSEN, "seed"]).to_csv(ROWS, index=False, float_format="%.4g")
+
+
+def not_done(runs: list[Run], rows: pd.DataFrame) -> list[Run]:
+    """The runs that have no row yet: rows are kept in the repository, the folders of runs are not."""
+    done = set(rows[["regime", *CHOSEN, "seed"]].astype(str).itertuples(index=False, name=None))
+    return [run for run in runs if key_of(run) not in done]
+
+
+def key_of(run: Run) -> tuple[str, ...]:
+    values = [run.cell.get(option, float("nan")) for option in (*CHOSEN, "seed")]
+    return (run.parts[0], *map(str, values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=["tune", "confirm"])
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES), metavar="REGIME")
+    parser.add_argument("--workers", type=int, help="runs at a time; default: one per core")
+    parser.add_argument("--minutes", type=float, help="start no run after this time")
+    options = parser.parse_args()
+    subprocess.run([sys.executable, "scripts/studies/study_models.py", "sums-small"], check=True)
+    for regime in options.regimes:
+        rows = read_rows()
+        cells = to_tune([regime]) if options.stage == "tune" else to_confirm(rows, [regime])
+        runs = not_done(expand(study(cells)), rows) if cells else []
+        with lock_output(OUTPUT):
+            try:
+                sweep({}, runs, options.workers, options.minutes)
+            finally:
+                keep_rows(summary(runs))
+
+
+if __name__ == "__main__":
+    main()
