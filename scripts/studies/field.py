@@ -1,6 +1,6 @@
 """The field's objectives in several regimes: rate and width chosen for each by seed 0, confirmed on seeds 1 to 5.
 
-python scripts/studies/field.py tune       (goes on where it stopped; --regimes, --minutes and --workers run a part of it)
+python scripts/studies/field.py tune       (goes on where it stopped; also in parts: --regimes, --minutes, --workers)
 python scripts/studies/field.py confirm    (the choice of each objective, in each regime that is tuned as a whole)
 
 Rows of both: docs/which-objective/runs.csv.
