@@ -6,7 +6,7 @@ import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from cfpo_trl import CFPOConfig
+from cfpo_trl import CFPOConfig, soft_clip
 from cfpo_trl.studies import objectives
 from cfpo_trl.studies.field import Tokens, below
 from cfpo_trl.studies.objectives import build, named, trainer_of
@@ -63,6 +63,9 @@ def weights(name: str, data: dict[str, torch.Tensor]) -> torch.Tensor:
                 out[i, t] = r * a
                 if (r - 1) * a > 0:
                     moved.append((logs[t] ** 2, i, t))
+            elif kind == "truncated":  # the penalty's slope in r: 1 inside its width, the bound outside
+                x = (r - 1) / (HIGH if r > 1 else LOW) * (1 if a > 0 else -1)
+                out[i, t] = min(r, 1.0) * a * (1 - max(-float(number), min(x, 1)))
             elif kind == "topr":
                 out[i, t] = a if a >= 0 else min(w, 1.0) * a
     moved.sort(reverse=True)
@@ -73,7 +76,7 @@ def weights(name: str, data: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 NAMES = ["unclipped", "negative_clip", "gspo", "cispo-1.3", "sapo-1.05", "vespo", "drpo-0.1", "dppo-0.05"]
-NAMES += ["m2po-0.04", "m2po-10", "topr"]
+NAMES += ["m2po-0.04", "m2po-10", "topr", "truncated-0", "truncated-1"]
 
 
 def surrogate(name: str, data: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -101,6 +104,15 @@ def test_in_the_clip_s_place_the_minimum_takes_its_gradient(name):
     value = torch.minimum(ratio * data["advantages"], clipped * data["advantages"]) * data["mask"]
     (gradient,) = torch.autograd.grad(value.sum(), data["new"])
     torch.testing.assert_close(gradient, weights(name, data), rtol=1e-9, atol=1e-12)
+
+
+def test_truncated_is_the_bounded_form_but_for_its_weight():
+    data = batch(3)
+    ratio = (data["new"] - data["old"]).exp()
+    clipped = soft_clip(ratio, data["advantages"], LOW, HIGH, penalty_slope=1.0) * data["advantages"]
+    value = torch.minimum(ratio * data["advantages"], clipped) * data["mask"]
+    (bounded,) = torch.autograd.grad(value.sum(), data["new"])
+    torch.testing.assert_close(weights("truncated-1", data), bounded / ratio.detach().clamp(min=1))
 
 
 def gradient_of(trainer, batch: dict) -> torch.Tensor:

@@ -53,8 +53,16 @@ FAMILIES: dict[str, Cells] = {
     "CFPO": wide("cfpo"),
     "bounded CFPO": wide("bounded-1"),
     "one-sided CFPO": wide("one_sided-1"),
+    "truncated, one-sided": wide("truncated-0"),
+    "truncated": wide("truncated-1"),
 }
 SUMS = {"model_name_or_path": "runs/study/sums-small", "dataset_name": "runs/study/sums"}
+CIPHER = {"model_name_or_path": "runs/study/cipher-small", "dataset_name": "runs/study/cipher"}
+TAIL = {
+    "model_name_or_path": "runs/study/tail-small",
+    "dataset_name": "runs/study/tail",
+    "reward_funcs": ["scripts.studies.field_rewards.digits_match"],
+}
 REGIMES: dict[str, dict[str, Any]] = {  # the options, the learning rates, and the batches of rollouts of each
     "stale 1": {"options": SUMS | {"staleness": 1}, "rates": (7e-5, 2e-4, 6e-4), "batches": 101},
     "stale 4": {"options": SUMS | {"staleness": 4}, "rates": (7e-5, 2e-4, 6e-4), "batches": 104},
@@ -64,7 +72,13 @@ REGIMES: dict[str, dict[str, Any]] = {  # the options, the learning rates, and t
     "reuse 4": {"options": SUMS | {"num_iterations": 4}, "rates": (3e-5, 1e-4, 3e-4), "batches": 40},
     "reuse 16": {"options": SUMS | {"num_iterations": 16}, "rates": (1e-5, 3e-5, 1e-4), "batches": 30},
     "reuse 64": {"options": SUMS | {"num_iterations": 64}, "rates": (4e-6, 1.2e-5, 4e-5), "batches": 16},
+    "explore, stale 4": {"options": CIPHER | {"staleness": 4}, "rates": (3e-4, 1e-3, 3e-3), "batches": 104},
+    "explore, reuse 4": {"options": CIPHER | {"num_iterations": 4}, "rates": (1e-4, 3e-4, 1e-3), "batches": 40},
+    "tail, stale 16": {"options": TAIL | {"staleness": 16}, "rates": (7e-5, 2e-4, 6e-4), "batches": 116},
+    "tail, reuse 4": {"options": TAIL | {"num_iterations": 4}, "rates": (3e-5, 1e-4, 3e-4), "batches": 40},
 }
+
+MODELS = ["sums-small", "cipher-small", "tail-small"]
 EVALUATIONS = 8
 TUNING_SEED = 0
 FRESH_SEEDS = [1, 2, 3, 4, 5]
@@ -175,7 +189,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="runs at a time; default: one per core")
     parser.add_argument("--minutes", type=float, help="start no run after this time")
     options = parser.parse_args()
-    subprocess.run([sys.executable, "scripts/studies/study_models.py", "sums-small"], check=True)
+    subprocess.run([sys.executable, "scripts/studies/study_models.py", *MODELS], check=True)
     for regime in options.regimes:
         rows = read_rows()
         cells = to_tune([regime]) if options.stage == "tune" else to_confirm(rows, [regime])

@@ -1,9 +1,11 @@
-"""Makes the studies' tasks, from reasoning-gym, and the warm-started models that each run starts from, in runs/study.
+"""Makes the studies' tasks, and the warm-started models that each run starts from, in runs/study.
 
 python scripts/studies/study_models.py sums-small sums-large sort-small     (what is there already stays)
 """
 
 import argparse
+import itertools
+import random
 from pathlib import Path
 
 import reasoning_gym
@@ -16,7 +18,9 @@ DIGITS = "0123456789"
 CHARACTERS = DIGITS + "+-=,<>"
 HELD_OUT = 512
 SIZES = {"small": {"hidden_size": 64, "layers": 2}, "large": {"hidden_size": 128, "layers": 3}}
-STEPS = {"sums": 2400, "sort": 1000}
+STEPS = {"sums": 2400, "sort": 1000, "cipher": 300, "tail": 1800}
+LETTERS = "abcdef"
+SYNONYMS = 150  # of each digit
 LEARNING_RATE = {"small": 3e-3, "large": 2e-3}
 
 
@@ -41,7 +45,41 @@ def sort() -> set[tuple[str, str]]:
     return pairs
 
 
-TASKS = {"sums": sums, "sort": sort}
+def cipher() -> set[tuple[str, str]]:
+    """`fabe` and `bd`: the first and the last letter, each by a secret alphabet, which the model starts without."""
+    first, last = (dict(zip(LETTERS, secret, strict=True)) for secret in ("cfadeb", "ebcfad"))
+    prompts = map("".join, itertools.product(LETTERS, repeat=4))
+    return {(prompt, first[prompt[0]] + last[prompt[-1]]) for prompt in prompts}
+
+
+def guesses(rows: list[dict]) -> list[dict]:
+    """Every prompt of the cipher with every answer: what teaches the form of an answer, and no answer."""
+    answers = list(map("".join, itertools.product(LETTERS, repeat=2)))
+    return [{"prompt": row["prompt"], "solution": answer} for row in rows for answer in answers]
+
+
+def synonym(digit: str, number: int) -> str:
+    """One of the characters that stand for a digit: the digit itself is number 0."""
+    return chr(0x4E00 + int(digit) * SYNONYMS + number) if number else digit
+
+
+def in_synonyms(rows: list[dict], copies: int = 20) -> list[dict]:
+    """The rows with digits of their answers in synonyms, the k-th as often as 1 / (k + 5): a long tail."""
+    rng, numbers = random.Random(0), range(SYNONYMS)
+    weights = [1 / (number + 5) for number in numbers]
+    written = []
+    for row in [row for row in rows for _ in range(copies)]:
+        drawn = iter(rng.choices(numbers, weights, k=len(row["solution"])))
+        solution = "".join(synonym(c, next(drawn)) if c in DIGITS else c for c in row["solution"])
+        written.append({"prompt": row["prompt"], "solution": solution})
+    return written
+
+
+TASKS = {"sums": sums, "sort": sort, "cipher": cipher, "tail": sums}
+WRITTEN = {"cipher": guesses, "tail": in_synonyms}  # what the warm start trains on, in place of the rows
+TAIL = "".join(synonym(digit, number) for digit in DIGITS for number in range(1, SYNONYMS))
+VOCABULARY = {"cipher": LETTERS, "tail": CHARACTERS + TAIL}
+NOISE = {"cipher": (LETTERS, 0.0), "tail": (DIGITS + TAIL, 0.5)}
 
 
 def make(name: str) -> None:
@@ -49,9 +87,10 @@ def make(name: str) -> None:
     task, size = name.split("-")
     rows = [{"prompt": prompt, "solution": solution} for prompt, solution in sorted(TASKS[task]())]
     train, _ = write_splits(rows, HELD_OUT, FOLDER / task)
-    tokenizer = build_tokenizer(CHARACTERS)
+    tokenizer = build_tokenizer(VOCABULARY.get(task, CHARACTERS))
     model = build_model(tokenizer, **SIZES[size])
-    warm_start(model, tokenizer, train, DIGITS, 0.5, STEPS[task], LEARNING_RATE[size])
+    shown = WRITTEN[task](train) if task in WRITTEN else train
+    warm_start(model, tokenizer, shown, *NOISE.get(task, (DIGITS, 0.5)), STEPS[task], LEARNING_RATE[size])
     model.save_pretrained(FOLDER / name)
     tokenizer.save_pretrained(FOLDER / name)
 

@@ -144,6 +144,22 @@ def topr(tokens: Tokens) -> Tensor:
     return torch.where(tokens.advantages < 0, tapered, 1.0) * tokens.advantages * tokens.log_ratio
 
 
+def truncated(pull: float) -> Surrogate:
+    """sg(min(r, 1)·(1 − clip(x, −pull, 1)))·A·log π_θ with x = sign(A)·(r − 1)/ε: a candidate, of no paper.
+
+    The bounded penalty's gradient with a weight of at most 1, so that no token counts for more than it was sampled,
+    and with a bound of its own on the pull back where the ratio went against A: with 1 it is `penalty_slope: 1`'s.
+    """
+
+    def surrogate(tokens: Tokens) -> Tensor:
+        ratio = tokens.ratio.detach()
+        epsilon = torch.where(ratio < 1, ratio.new_tensor(tokens.epsilon_low), ratio.new_tensor(tokens.epsilon_high))
+        outward = tokens.advantages.sign() * (ratio - 1) / epsilon
+        return ratio.clamp(max=1) * (1 - outward.clamp(-pull, 1)) * tokens.advantages * tokens.log_ratio
+
+    return surrogate
+
+
 PLAIN: dict[str, Surrogate] = {
     "unclipped": unclipped,
     "negative_clip": negative_clip,
@@ -157,6 +173,7 @@ WITH_NUMBER: dict[str, Callable[[float], Surrogate]] = {
     "drpo": drpo,
     "dppo": dppo,
     "m2po": m2po,
+    "truncated": truncated,
 }
 
 

@@ -1,0 +1,136 @@
+"""The tables and pictures of docs/which-objective.md, from docs/which-objective/runs.csv.
+
+python scripts/studies/field_report.py     (prints the tables in Markdown, draws the pictures beside the rows)
+"""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from cfpo_trl.studies.report import interval, markdown, written
+from field import FRESH_SEEDS, ROWS, TUNING_SEED, read_rows
+
+matplotlib.use("Agg")
+plt.rcParams.update({"font.size": 9, "savefig.dpi": 130})
+
+Bounds = tuple[float, float, float]
+
+
+def differences(rows: pd.DataFrame, regime: str, family: str) -> np.ndarray:
+    """Final reward less GRPO's, one per fresh seed that both have."""
+    confirmed = rows[(rows["regime"] == regime) & rows["seed"].isin(FRESH_SEEDS)]
+    wide = confirmed.pivot(index="seed", columns="family", values="final")
+    if not {family, "GRPO"} <= set(wide):
+        return np.array([])
+    return (wide[family] - wide["GRPO"]).dropna().to_numpy()
+
+
+def level(bounds: Bounds | None) -> str:
+    """What the interval says: better or worse than GRPO, or level with it."""
+    if bounds is None:
+        return "–"
+    return "better" if bounds[1] > 0 else "worse" if bounds[2] < 0 else "level"
+
+
+def main_table(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean difference from GRPO, and its interval as text; a row per family, a column per regime that is confirmed."""
+    confirmed = rows[rows["seed"].isin(FRESH_SEEDS)]
+    regimes = [regime for regime in dict.fromkeys(rows["regime"]) if regime in set(confirmed["regime"])]
+    means, texts = {}, {}
+    for regime in regimes:
+        of_regime = confirmed[confirmed["regime"] == regime]
+        grpo = of_regime.loc[of_regime["family"] == "GRPO", "final"].mean()
+        for family in of_regime["family"].unique():
+            bounds = interval([differences(rows, regime, family)])
+            means[family, regime] = 0.0 if family == "GRPO" else bounds[0] if bounds else np.nan
+            texts[family, regime] = f"{grpo:.3f}" if family == "GRPO" else written(bounds)
+    table = pd.Series(means).unstack()[regimes]
+    order = table.mean(axis=1).sort_values(ascending=False).index
+    return table.loc[order], pd.Series(texts).unstack()[regimes].loc[order]
+
+
+def draw_table(means: pd.DataFrame, texts: pd.DataFrame) -> None:
+    """The main table as a picture, coloured by the difference."""
+    figure, axis = plt.subplots(
+        figsize=(2.6 + 1.5 * len(means.columns), 0.8 + 0.36 * len(means)), layout="constrained"
+    )
+    axis.imshow(means, cmap="RdBu", vmin=-0.1, vmax=0.1, aspect="auto")
+    axis.set_xticks(range(len(means.columns)), means.columns)
+    axis.set_yticks(range(len(means)), means.index)
+    axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    for (y, x), mean in np.ndenumerate(means.to_numpy()):
+        color = "white" if abs(mean) > 0.07 else "black"
+        axis.text(x, y, texts.iloc[y, x].replace(" [", "\n["), ha="center", va="center", color=color, fontsize=6.5)
+    figure.savefig(ROWS.with_name("table.png"))
+    plt.close(figure)
+
+
+def draw_regime(rows: pd.DataFrame, regime: str) -> None:
+    """Left: the best width's final reward at each rate, seed 0. Right: the choice's on fresh seeds."""
+    mine = rows[rows["regime"] == regime]
+    tuned, confirmed = mine[mine["seed"] == TUNING_SEED], mine[mine["seed"].isin(FRESH_SEEDS)]
+    order = confirmed.groupby("family")["final"].mean().sort_values()
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 0.9 + 0.27 * len(order)), sharey=True, layout="constrained", width_ratios=[1, 2]
+    )
+    best = tuned.pivot_table("final", "family", "learning_rate", aggfunc="max").reindex(order.index)
+    left.imshow(best, cmap="cividis", vmin=0, vmax=max(order.max(), 0.01), aspect="auto", origin="lower")
+    left.set_xticks(range(best.shape[1]), [f"{rate:g}" for rate in best.columns])
+    left.set_yticks(range(len(order)), order.index)
+    left.set(title="seed 0, the best width at each rate", xlabel="learning rate")
+    for (y, x), value in np.ndenumerate(best.to_numpy()):
+        color = "white" if value < 0.55 * order.max() else "black"
+        left.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, fontsize=7)
+    for y, family in enumerate(order.index):
+        final = confirmed.loc[confirmed["family"] == family, "final"]
+        right.scatter(final, [y] * len(final), s=14, alpha=0.5, color="#0072B2", linewidths=0)
+        right.scatter([final.mean()], [y], marker="|", s=160, color="#D55E00")
+    right.axvline(order["GRPO"], color="grey", linewidth=0.8, linestyle="--")
+    right.set(title="fresh seeds and their mean; dashed: GRPO's", xlabel="final held-out accuracy")
+    right.grid(alpha=0.3)
+    figure.suptitle(regime)
+    figure.savefig(ROWS.with_name(f"{regime.replace(' ', '-')}.png"))
+    plt.close(figure)
+
+
+def regime_table(rows: pd.DataFrame, regime: str) -> str:
+    """A row per family: its choice, what it reached on fresh seeds, and the state of its trust region."""
+    mine = rows[rows["regime"] == regime]
+    tuned, confirmed = mine[mine["seed"] == TUNING_SEED], mine[mine["seed"].isin(FRESH_SEEDS)]
+    lines = []
+    for family in confirmed.groupby("family")["final"].mean().sort_values(ascending=False).index:
+        runs = confirmed[confirmed["family"] == family]
+        first = runs.iloc[0]
+        width = "" if pd.isna(first["epsilon"]) else f", ε {first['epsilon']:g}"
+        cells = tuned[tuned["family"] == family]
+        lines.append(
+            [
+                family,
+                f"`{first['objective']}`{width}, {first['learning_rate']:g}",
+                f"{runs['final'].mean():.3f} ({runs['final'].min():.2f}–{runs['final'].max():.2f})",
+                "–" if family == "GRPO" else written(interval([differences(rows, regime, family)])),
+                f"{runs['area'].mean():.3f}",
+                f"{cells.groupby('learning_rate')['final'].max().min():.2f}",
+                f"{int(mine.loc[mine['family'] == family, 'collapsed'].sum())} of {len(cells) + len(runs)}",
+                f"{runs['tv'].mean():.3f}",
+                f"{runs['ess_min'].min():.2f}",
+                f"{runs['ratio_max'].max():.1f}",
+            ]
+        )
+    header = ["objective", "choice", "final", "− GRPO's [95 %]", "area", "at the worst rate", "collapsed"]
+    return markdown(lines, [*header, "TV", "smallest ESS", "largest ratio"])
+
+
+def main() -> None:
+    rows = read_rows()
+    means, texts = main_table(rows)
+    draw_table(means, texts)
+    print(markdown([[name, *row] for name, row in zip(texts.index, texts.to_numpy(), strict=True)], ["", *texts]))
+    for regime in means.columns:
+        draw_regime(rows, regime)
+        print(f"\n### {regime}\n\n{regime_table(rows, regime)}")
+
+
+if __name__ == "__main__":
+    main()
