@@ -6,17 +6,15 @@ python scripts/benchmarks/benchmark.py [--rounds 15] [--device cuda]     (or `ma
 import argparse
 import platform
 import resource
-import statistics
 import subprocess
-import time
 from collections.abc import Callable
 
 import torch
 from datasets import Dataset
-from torch.profiler import ProfilerActivity, profile
 from trl import GRPOConfig, GRPOTrainer
 
 from cfpo_trl import CFPOTrainer, soft_clip
+from cfpo_trl.checks.cost import Work, compare
 from cfpo_trl.tiny.model import build_model, build_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -61,47 +59,13 @@ def make_batch(device: str) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def seconds(work: Callable[[], None], device: str) -> float:
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak_bytes(work: Callable[[], None], device: str) -> int:
-    """Highest amount of tensor memory that `work` holds at once, beyond what was there before."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
-
-
-def compare(name: str, cfpo: Callable[[], None], grpo: Callable[[], None], rounds: int, device: str) -> None:
-    """Alternates the two, swapping who goes first, and prints the medians, the median ratio and its quartiles."""
-    for work in (cfpo, grpo):
-        work()  # warm-up
-    times = []
-    for index in range(rounds):
-        if index % 2:
-            times.append((seconds(cfpo, device), seconds(grpo, device)))
-        else:
-            times.append(tuple(reversed((seconds(grpo, device), seconds(cfpo, device)))))
-    ratios = [a / b for a, b in times]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    cfpo_ms, grpo_ms = (1000 * statistics.median(column) for column in zip(*times, strict=True))
-    memory = [peak_bytes(work, device) / 2**20 for work in (cfpo, grpo)]
+def show(name: str, cfpo: Work, grpo: Work, rounds: int) -> None:
+    """Prints the medians, the median ratio and its quartiles, and the peaks."""
+    found = compare(cfpo, grpo, rounds)
+    low, middle, high = found.quartiles
+    memory = [peak / 2**20 for peak in (found.cfpo_peak, found.grpo_peak)]
     print(
-        f"{name:<34}{cfpo_ms:>9.2f}{grpo_ms:>9.2f}{middle:>8.3f}  [{low:.3f}, {high:.3f}]"
+        f"{name:<34}{1000 * found.cfpo:>9.2f}{1000 * found.grpo:>9.2f}{middle:>8.3f}  [{low:.3f}, {high:.3f}]"
         f"{memory[0]:>9.1f}{memory[1]:>9.1f}{memory[0] / memory[1]:>8.3f}"
     )
 
@@ -115,7 +79,7 @@ def main() -> None:
 
     batch = make_batch(device)
 
-    def step(trainer_class: type[GRPOTrainer]) -> Callable[[], None]:
+    def step(trainer_class: type[GRPOTrainer]) -> Work:
         trainer = build_trainer(trainer_class, device)
         trainer.current_gradient_accumulation_steps = 1
         trainer.model.to(device).train()
@@ -129,7 +93,7 @@ def main() -> None:
 
         return work
 
-    def clip(operator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dtype: torch.dtype) -> Callable[[], None]:
+    def clip(operator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dtype: torch.dtype) -> Work:
         log_ratio = (0.1 * torch.randn(SHAPE)).to(device, dtype).requires_grad_()
         advantages = torch.randn(SHAPE[0], 1).to(device)
 
@@ -145,14 +109,13 @@ def main() -> None:
     print(f"{options.rounds} rounds, medians; ms; ratio CFPO / GRPO with quartiles; peak MiB\n")
     print(f"{'':<34}{'CFPO':>9}{'GRPO':>9}{'ratio':>8}{'quartiles':>16}{'CFPO':>10}{'GRPO':>9}{'ratio':>8}")
     parameters = f"loss, backward, AdamW ({BATCH}, {COMPLETION})"
-    compare(parameters, step(CFPOTrainer), step(GRPOTrainer), options.rounds, device)
+    show(parameters, step(CFPOTrainer), step(GRPOTrainer), options.rounds)
     for dtype in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):
-        compare(
+        show(
             f"surrogate {SHAPE} {str(dtype).split('.')[1]}",
             clip(lambda ratio, advantages: soft_clip(ratio, advantages, 0.2), dtype),
             clip(lambda ratio, advantages: torch.clamp(ratio, 0.8, 1.2), dtype),
             options.rounds * 4,
-            device,
         )
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\npeak resident memory of the process: {resident:.1f} GiB")

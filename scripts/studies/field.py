@@ -23,6 +23,7 @@ OUTPUT = Path("runs/field")
 ROWS = Path(__file__).parents[2] / "docs" / "which-objective" / "runs.csv"
 EPSILONS = (0.07, 0.2, 0.6)
 DELTAS = (0.03, 0.1, 0.3)
+OF_SEQUENCE = (0.003, 0.02, 0.2)  # widths for the ratio of a completion, a geometric mean
 
 Cells = list[dict[str, Any]]
 
@@ -30,6 +31,14 @@ Cells = list[dict[str, Any]]
 def wide(objective: str) -> Cells:
     """The objective at each width ε."""
     return [{"objective": objective, "epsilon": epsilon} for epsilon in EPSILONS]
+
+
+def of_sequence(objective: str) -> Cells:
+    """The objective on the ratio of whole completions."""
+    return [
+        {"objective": objective, "epsilon": epsilon, "importance_sampling_level": "sequence"}
+        for epsilon in OF_SEQUENCE
+    ]
 
 
 def numbered(kind: str, numbers: tuple[float, ...]) -> Cells:
@@ -42,7 +51,7 @@ FAMILIES: dict[str, Cells] = {
     "DAPO": [{"objective": "grpo", "epsilon": 0.2, "epsilon_high": 0.28}],
     "no region": [{"objective": "unclipped"}],
     "negative clip": wide("negative_clip"),
-    "GSPO": [{"objective": "gspo", "epsilon": epsilon} for epsilon in (0.003, 0.02, 0.2)],
+    "GSPO": [{"objective": "gspo", "epsilon": epsilon} for epsilon in OF_SEQUENCE],
     "CISPO": numbered("cispo", (1.2, 2.0, 5.0)),
     "SAPO": numbered("sapo", (1.05, 2.0, 4.0)),
     "VESPO": [{"objective": "vespo"}],
@@ -55,6 +64,8 @@ FAMILIES: dict[str, Cells] = {
     "one-sided CFPO": wide("one_sided-1"),
     "truncated, one-sided": wide("truncated-0"),
     "truncated": wide("truncated-1"),
+    "CFPO, sequence": of_sequence("cfpo"),
+    "bounded CFPO, sequence": of_sequence("bounded-1"),
 }
 SUMS = {"model_name_or_path": "runs/study/sums-small", "dataset_name": "runs/study/sums"}
 CIPHER = {"model_name_or_path": "runs/study/cipher-small", "dataset_name": "runs/study/cipher"}
@@ -82,7 +93,7 @@ MODELS = ["sums-small", "cipher-small", "tail-small"]
 EVALUATIONS = 8
 TUNING_SEED = 0
 FRESH_SEEDS = [1, 2, 3, 4, 5]
-CHOSEN = ["objective", "epsilon", "epsilon_high", "learning_rate"]
+CHOSEN = ["objective", "epsilon", "epsilon_high", "importance_sampling_level", "learning_rate"]
 
 
 def study(cells: dict[str, Cells]) -> dict[str, Any]:
@@ -128,9 +139,12 @@ def to_confirm(rows: pd.DataFrame, regimes: list[str]) -> dict[str, Cells]:
 
 def family_of(row: pd.Series) -> str:
     """Which of the families a run's objective and widths belong to."""
-    if row["objective"] == "grpo":
-        return "GRPO" if pd.isna(row["epsilon_high"]) else "DAPO"
-    return next(name for name, cells in FAMILIES.items() if row["objective"] in {cell["objective"] for cell in cells})
+    kind = (row["objective"], pd.notna(row["epsilon_high"]), pd.notna(row["importance_sampling_level"]))
+    return next(name for name, cells in FAMILIES.items() if kind in map(kind_of, cells))
+
+
+def kind_of(cell: dict[str, Any]) -> tuple[str, bool, bool]:
+    return cell["objective"], "epsilon_high" in cell, "importance_sampling_level" in cell
 
 
 def summary(runs: list[Run]) -> pd.DataFrame:
@@ -148,8 +162,9 @@ def summary(runs: list[Run]) -> pd.DataFrame:
     }
     for name, values in of_run.items():
         rows[name] = rows["run"].map(values)
-    for option in ("epsilon", "epsilon_high"):
-        rows[option] = pd.to_numeric(rows[option], errors="coerce") if option in rows else float("nan")
+    for option in CHOSEN:
+        rows[option] = rows[option].replace("None", float("nan")) if option in rows else float("nan")
+    rows[["epsilon", "epsilon_high"]] = rows[["epsilon", "epsilon_high"]].astype(float)
     rows["family"] = rows.apply(family_of, axis=1)
     rows.loc[~rows["objective"].isin(WITH_EPSILON), "epsilon"] = float("nan")
     columns = ["regime", "family", *CHOSEN, "seed", "start", "best", "final", "area", "collapsed"]
@@ -160,7 +175,11 @@ WITH_EPSILON = {cell["objective"] for cells in FAMILIES.values() for cell in cel
 
 
 def read_rows() -> pd.DataFrame:
-    return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=["regime", "family", *CHOSEN, "seed", "final"])
+    return (
+        pd.read_csv(ROWS, dtype={"importance_sampling_level": object})
+        if ROWS.exists()
+        else pd.DataFrame(columns=["regime", "family", *CHOSEN, "seed", "final"])
+    )
 
 
 def keep_rows(rows: pd.DataFrame) -> None:
@@ -173,7 +192,7 @@ def keep_rows(rows: pd.DataFrame) -> None:
 
 def not_done(runs: list[Run], rows: pd.DataFrame) -> list[Run]:
     """The runs that have no row yet: rows are kept in the repository, the folders of runs are not."""
-    done = set(rows[["regime", *CHOSEN, "seed"]].astype(str).itertuples(index=False, name=None))
+    done = {tuple(map(str, row)) for row in rows[["regime", *CHOSEN, "seed"]].itertuples(index=False, name=None)}
     return [run for run in runs if key_of(run) not in done]
 
 

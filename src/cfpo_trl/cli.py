@@ -15,6 +15,7 @@ COMMANDS = {  # module and function, and what the list says of it
     "serve-reward": ("rewards.serve:main", "serve a reward model by HTTP: cfpo serve-reward MODEL --port 8100"),
     "evaluate": ("evaluation.environment:evaluate", "score a model with lighteval: cfpo evaluate --model M --task T"),
     "compare": ("evaluation.environment:compare", "compare two evaluations: cfpo compare A B"),
+    "check": ("checks.run:main", "find out in ten minutes what works on this machine: cfpo check"),
     "study": ("studies.run:main", "train objectives side by side, and report: cfpo study STUDY"),
 }
 

@@ -1,0 +1,90 @@
+"""Rollouts by vLLM: its log-probs of what it wrote, after updates, against the trainer's."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+import torch
+
+from .task import recipe, train
+
+DIFFERENCE = "sampling/sampling_logp_difference/mean"
+TOLERANCE = 0.02  # vLLM's kernels are not the trainer's
+PORT = 8417
+
+
+def colocated(out: Path) -> str:
+    """In the trainer's process, six updates of 1e-3, each with rollouts of its own."""
+    options = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.2}
+    return difference(train(recipe(out, "colocated", num_iterations=1, max_steps=6, learning_rate=1e-3, **options)))
+
+
+def server(out: Path) -> str:
+    """From a server on the last GPU, over NCCL."""
+    options = {"use_vllm": True, "vllm_mode": "server", "vllm_server_port": PORT}
+    file = recipe(out, "server", num_iterations=1, max_steps=6, learning_rate=1e-3, **options)
+    with serving(file):
+        return difference(train(file, **first_gpu()))
+
+
+def difference(entries: list[dict[str, Any]]) -> str:
+    """The mean difference of log-probs, by update; each is after a transfer of the weights."""
+    found = [entry[DIFFERENCE] for entry in entries]
+    assert max(found) < TOLERANCE, f"log-probs differ by {max(found):.3f} in the mean, tolerance {TOLERANCE:g}"
+    return f"mean difference of log-probs, worst of {len(found)} updates: {max(found):.1e} (tolerance {TOLERANCE:g})"
+
+
+def asynchronous(out: Path) -> str:
+    """Twelve updates while the server goes on writing: the age of what was trained."""
+    options: dict[str, Any] = {
+        "num_iterations": None,  # an option of synchronous training
+        "rollouts": "async",
+        "max_staleness": 4,
+        "vllm_server_port": PORT,
+        "max_prompt_length": 8,
+        "token_budget": 0,
+        "chat_template": "{{ messages[0].content }}",
+        "response_template": {
+            "defaults": {"role": "assistant"},
+            "start_anchor": ">",
+            "fields": {"content": {"close": "<eos>"}},
+        },
+    }
+    file = recipe(out, "asynchronous", max_steps=12, **options)
+    with serving(file):
+        entries = train(file, **first_gpu())
+    ages = [entry["staleness/mean"] for entry in entries if "staleness/mean" in entry]
+    assert len(ages) == 12, f"{len(ages)} of 12 updates were trained"
+    return f"mean age {sum(ages) / len(ages):.1f} versions, largest {max(ages):.1f}"
+
+
+@contextmanager
+def serving(file: Path) -> Iterator[None]:
+    """A server of the recipe, on the last GPU, while the block runs."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(torch.cuda.device_count() - 1)}
+    process = subprocess.Popen([sys.executable, "-m", "cfpo_trl.cli", "serve", "--config", str(file)], env=environment)
+    try:
+        while not healthy():
+            assert process.poll() is None, f"the server ended with status {process.returncode}"
+            time.sleep(1)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def healthy() -> bool:
+    try:
+        return requests.get(f"http://localhost:{PORT}/health", timeout=2).ok
+    except requests.RequestException:
+        return False
+
+
+def first_gpu() -> dict[str, str]:
+    return {"CUDA_VISIBLE_DEVICES": "0"} if torch.cuda.is_available() else {}
