@@ -17,7 +17,7 @@ CHECKED := src tests scripts setup.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-agent demo-async test test-all test-trl-versions test-scale test-evaluate test-engines test-newest evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
+.PHONY: help install demo demo-agent demo-async check-gpu test test-all test-trl-versions test-scale test-evaluate test-engines test-newest evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ demo-agent: $(INSTALLED) ## An agent: a tiny model learns to call a tool and to 
 
 demo-async: $(SCALE_INSTALLED) ## The same while a vLLM server goes on writing: rollouts some versions old, a plot
 	OMP_NUM_THREADS=1 $(SCALE)/bin/python scripts/demo/demo_async.py
+
+check-gpu: $(INSTALLED) ## Find out in ten minutes what works on this machine: a table, and a file for an issue
+	$(BIN)/cfpo check
 
 test: $(INSTALLED) quality ## Format, lint, types, and the quick tests: what shows that the library is right
 	$(PYTEST) -m "not slow"
