@@ -17,7 +17,7 @@ CHECKED := src tests scripts setup.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-agent demo-async check-gpu test test-all test-trl-versions test-scale test-evaluate test-engines test-newest evaluate compare compare-objectives bandit style quality benchmark benchmark-rewards clean
+.PHONY: help install demo demo-agent demo-async check-gpu test test-slow test-all test-trl-versions test-scale test-evaluate test-engines test-newest evaluate compare compare-objectives bandit style quality lock dist benchmark benchmark-rewards clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -69,12 +69,14 @@ check-gpu: $(INSTALLED) ## Find out in ten minutes what works on this machine: a
 test: $(INSTALLED) quality ## Format, lint, types, and the quick tests: what shows that the library is right
 	$(PYTEST) -m "not slow"
 
-test-all: test ## Everything, as CI runs it: the slow tests, and all of the targets below
-	$(PYTEST) -m slow --durations=20
+test-all: test test-slow ## Everything, as CI runs it: the slow tests, and all of the targets below
 	$(MAKE) test-scale
 	$(MAKE) test-evaluate
 	$(MAKE) test-engines
 	$(MAKE) test-newest
+
+test-slow: $(INSTALLED) ## Run the slow tests alone
+	$(PYTEST) -m slow --durations=20
 
 test-trl-versions: $(INSTALLED) ## Run the loss tests on the oldest, the newest and some TRL versions between
 	$(PYTEST) tests/test_trl_versions.py
@@ -135,6 +137,21 @@ quality: $(INSTALLED) ## Check format, lint and types
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
+
+TOOLS := .venvs/tools
+$(TOOLS)/installed: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet build twine uv
+	touch $@
+
+lock: $(TOOLS)/installed ## Write the hashes of the pinned packages, for every platform
+	$(TOOLS)/bin/uv pip compile --quiet --no-deps --no-header --no-annotate --generate-hashes --python-version 3.11 \
+		constraints.txt --output-file .github/constraints-hashes.txt
+
+dist: $(TOOLS)/installed ## Build wheel and sdist into dist/, and check both
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --outdir dist .
+	$(TOOLS)/bin/twine check --strict dist/*
 
 clean: ## Remove environments and runs
 	rm -rf $(VENV) .venvs runs

@@ -176,7 +176,7 @@ WITH_EPSILON = {cell["objective"] for cells in FAMILIES.values() for cell in cel
 
 def read_rows() -> pd.DataFrame:
     return (
-        pd.read_csv(ROWS, dtype={"importance_sampling_level": object})
+        pd.read_csv(ROWS, dtype={"importance_sampling_level": object, "commit": str})
         if ROWS.exists()
         else pd.DataFrame(columns=["regime", "family", *CHOSEN, "seed", "final"])
     )

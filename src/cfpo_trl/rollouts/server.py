@@ -64,12 +64,14 @@ def serve_command(args: GRPOConfig, model_args: ModelConfig, max_prompt_length: 
 
     Flags: https://huggingface.co/docs/trl/vllm_integration. The model, its dtype in the rollouts, the longest
     sequence, and the log-probs after temperature and truncation are the recipe's. The server takes all GPUs that it
-    sees: `vllm_tensor_parallel_size` of them for each copy of the model.
+    sees: `vllm_tensor_parallel_size` of them for each copy of the model. Where the recipe names no host, this machine
+    alone reaches it.
     """
     copies = torch.cuda.device_count() // args.vllm_tensor_parallel_size
     host, _, port = server_url(args).rpartition("//")[2].partition("/")[0].partition(":")
     options = {
-        "host": host,
+        # TRL's default, 0.0.0.0, is every network of the machine, and who reaches the server can load weights into it.
+        "host": "127.0.0.1" if host == "0.0.0.0" else host,
         "port": port or "80",
         "revision": model_args.model_revision,
         "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else model_args.dtype,
