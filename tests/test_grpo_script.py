@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import sys
 
@@ -117,6 +118,36 @@ def test_unknown_objective_in_yaml(recipe):
     recipe.write_text(recipe.read_text() + "objective: ppo\n")
     with pytest.raises(ValueError, match="objective='ppo' is unknown; use one of cfpo, grpo"):
         grpo.main(["--config", str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("max_steps: 1.5", "max_steps=1.5 is a number, and it takes a whole number"),
+        ("learning_rate: [1.0e-6]", "learning_rate=[1e-06] is a list, and it takes a number"),
+        ("learning_rate: null", "learning_rate=None is nothing, and it takes a number"),
+        ("dataset_name: {a: b}", "dataset_name={'a': 'b'} is a mapping, and it takes a text or nothing"),
+        ("run_name: 7", "run_name=7 is a whole number, and it takes a text or nothing"),
+        ("reward_funcs: [7]", "reward_funcs=[7] is a list, and it takes list[str]"),
+        ("bf16: 3", "bf16=3 is a whole number, and it takes true or false or nothing"),
+        ("log_level: loud", "log_level='loud' is unknown; use one of detail, debug, info"),
+        ("loss_type: [grpo]", "loss_type=['grpo'] is a list, and it takes a text"),
+    ],
+)
+def test_values_that_an_option_does_not_take(recipe, line, message):
+    recipe.write_text(f"{recipe.read_text()}\n{line}\n")
+    with pytest.raises(Mistake, match=re.escape(message)):
+        grpo.main(["--config", str(recipe)])
+
+
+def test_values_that_fit(recipe):
+    more = (
+        "learning_rate: 1\nmax_grad_norm: 1e0\nuse_liger_kernel: 'false'\ndatasets: [{path: a}]\nepsilon_high: null\n"
+    )
+    recipe.write_text(recipe.read_text().replace("learning_rate: 1.0e-2", "") + more)
+    (_, training_args, _, mixture), _ = parse(recipe)
+    assert (training_args.learning_rate, training_args.use_liger_kernel) == (1, False)
+    assert [dataset.path for dataset in mixture.datasets] == ["a"]
 
 
 def parse(recipe, *arguments):

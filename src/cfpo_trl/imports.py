@@ -20,6 +20,8 @@ def imported(option: str, path: str, shown: str | None = None) -> Any:
         ValueError: the module or the attribute does not exist.
     """
     shown = path if shown is None else shown
+    if not isinstance(path, str):  # of a mapping in a recipe
+        raise ValueError(f"{option} has {shown!r}, which is no dotted path such as my_package.my_module.my_function.")
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
         raise ValueError(f"{option} has {shown!r}, which is no dotted path such as my_package.my_module.{path}.")

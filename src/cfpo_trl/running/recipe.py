@@ -6,8 +6,10 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -18,6 +20,15 @@ from ..suggestions import nearest
 from . import catalogue
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 reads 1e-6 as a text
+TYPES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "nothing",
+}
 GENERATION_BATCH = re.compile(r"generation_batch_size \((\d+)\)")
 NO_GPU = "There is no GPU here: bf16 is off. (With `use_cpu: true` it is as the recipe says.)"
 
@@ -37,6 +48,7 @@ class RecipeParser(TrlParser):
         usage = "%(prog)s --config RECIPE [--option value ...]"
         super().__init__(dataclass_types, allow_abbrev=False, usage=usage)
         self.defaults = {action.dest: action.default for action in self._actions if action.dest != "help"}
+        self.types = {name: kind for cls in dataclass_types for name, kind in get_type_hints(cls).items()}
         ours = [cls for cls in dataclass_types if cls.__module__.startswith("cfpo_trl.")]
         self.own_options = {name for cls in ours for base in cls.__mro__ for name in own_fields(base)}
         self.given: dict[str, Any] = {}
@@ -56,11 +68,19 @@ class RecipeParser(TrlParser):
             raise Mistake(translated(str(error))) from error
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
-        """TRL's, with the numbers that YAML reads as texts; raises a `Mistake` for options that do not exist."""
+        """TRL's, with the numbers that YAML reads as texts.
+
+        Raises:
+            Mistake: an option does not exist, or takes no value of this type: argparse checks none of a recipe's.
+        """
         unknown = [f"{name!r}{nearest(name, self.defaults)}" for name in config if name not in self.defaults]
         if unknown:
             raise Mistake(f"The recipe has {', '.join(unknown)}, which is no option{self.where}; --help lists them.")
-        return super().set_defaults_with_config(**with_numbers(config))
+        config = with_numbers(config)
+        for action in self._actions:
+            if action.dest in config:
+                check_type(action, self.types[action.dest], config[action.dest])
+        return super().set_defaults_with_config(**config)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         """argparse's; raises a `Mistake` for what is no option."""
@@ -95,6 +115,42 @@ class RecipeParser(TrlParser):
             formatter.add_arguments(actions)
             formatter.end_section()
         return formatter.format_help()
+
+
+def check_type(action: argparse.Action, kind: Any, value: Any) -> None:
+    """Raises a `Mistake` for a recipe's value that an option of this type, or with these choices, cannot take."""
+    if not fits(value, kind):
+        words = dict.fromkeys(
+            TYPES[type(None)] if part is None else TYPES.get(part, str(part)) for part in parts(kind)
+        )
+        raise Mistake(f"{action.dest}={value!r} is {TYPES[type(value)]}, and it takes {' or '.join(words)}.")
+    if action.choices and isinstance(value, str) and value not in action.choices:
+        choices = ", ".join(map(str, action.choices))
+        raise Mistake(f"{action.dest}={value!r} is unknown{nearest(value, action.choices)}; use one of {choices}.")
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value that YAML gave is of a field's type; argparse itself reads texts as what it takes."""
+    if isinstance(value, str) or kind is Any:
+        return True
+    for part in parts(kind):
+        origin, members = get_origin(part) or part, get_args(part)
+        if isinstance(value, list) and origin is list:
+            return all(fits(member, members[0]) for member in value) if members else True
+        if isinstance(value, dict) and is_dataclass(origin):
+            return True
+        if (
+            type(value) is origin
+            or (type(value) is int and origin is float)
+            or (origin is Literal and value in members)
+        ):
+            return True
+    return False
+
+
+def parts(kind: Any) -> tuple:
+    """The alternatives of a type: `int | None` has two."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def given_option(arguments: list[str], name: str) -> Any:
