@@ -22,7 +22,7 @@ def device() -> str:
 
 
 def trainer_of(kind: type[GRPOTrainer], model: PreTrainedModel, out: Path, **options: Any) -> GRPOTrainer:
-    """A trainer whose reward counts an a, for losses on batches of our own and for short trainings."""
+    """A trainer whose reward counts a digit, for losses on batches of our own and for short trainings."""
     tokenizer = build_tokenizer(LETTERS + ">")
     shared = {"per_device_train_batch_size": 16, "num_generations": 8, "max_completion_length": 12, "epsilon": EPSILON}
     cpu = {} if torch.cuda.is_available() else {"use_cpu": True}
@@ -30,7 +30,7 @@ def trainer_of(kind: type[GRPOTrainer], model: PreTrainedModel, out: Path, **opt
     plain = {"bf16": False, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no"}
     return kind(
         model,
-        lambda completions, **columns: [text.count("a") / 10 for text in completions],
+        lambda completions, **columns: [text.count("1") / 10 for text in completions],
         config(str(out / "loss"), **{**shared, **plain, **cpu, **options}),
         Dataset.from_list([{"prompt": letter} for letter in LETTERS]),
         processing_class=tokenizer,

@@ -17,6 +17,20 @@ from .task import recipe, train
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
 TOLERANCE = 0.02  # vLLM's kernels are not the trainer's
 PORT = 8417
+ASYNCHRONOUS: dict[str, Any] = {
+    "num_iterations": None,  # an option of synchronous training
+    "rollouts": "async",
+    "max_staleness": 4,
+    "vllm_server_port": PORT,
+    "max_prompt_length": 8,
+    "token_budget": 0,
+    "chat_template": "{{ messages[0].content }}",
+    "response_template": {
+        "defaults": {"role": "assistant"},
+        "start_anchor": ">",
+        "fields": {"content": {"close": "<eos>"}},
+    },
+}
 
 
 def colocated(out: Path) -> str:
@@ -42,21 +56,7 @@ def difference(entries: list[dict[str, Any]]) -> str:
 
 def asynchronous(out: Path) -> str:
     """Twelve updates while the server goes on writing: the age of what was trained."""
-    options: dict[str, Any] = {
-        "num_iterations": None,  # an option of synchronous training
-        "rollouts": "async",
-        "max_staleness": 4,
-        "vllm_server_port": PORT,
-        "max_prompt_length": 8,
-        "token_budget": 0,
-        "chat_template": "{{ messages[0].content }}",
-        "response_template": {
-            "defaults": {"role": "assistant"},
-            "start_anchor": ">",
-            "fields": {"content": {"close": "<eos>"}},
-        },
-    }
-    file = recipe(out, "asynchronous", max_steps=12, **options)
+    file = recipe(out, "asynchronous", max_steps=12, **ASYNCHRONOUS)
     with serving(file):
         entries = train(file, **first_gpu())
     ages = [entry["staleness/mean"] for entry in entries if "staleness/mean" in entry]

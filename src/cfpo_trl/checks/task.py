@@ -1,4 +1,4 @@
-"""The task of the checks: three letters backward, by a tiny model that half knows it; recipes and runs of it."""
+"""The task of the checks: three digits backward, by a tiny model that half knows it; recipes and runs of it."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from ..tiny.warm_start import warm_start, write_splits
 if TYPE_CHECKING:
     from trl import GRPOTrainer
 
-LETTERS = "abcdefghij"
+LETTERS = "0123456789"
 RECIPE = {
     "objective": "cfpo",
     "dtype": "float32",
