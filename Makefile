@@ -17,7 +17,7 @@ CHECKED := src tests scripts setup.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-agent demo-async check-gpu test test-slow test-all test-trl-versions test-scale test-evaluate test-engines test-newest evaluate compare compare-objectives bandit style quality lock dist benchmark benchmark-rewards clean
+.PHONY: help install demo demo-agent demo-async check-gpu test test-slow test-all test-trl-versions test-scale test-evaluate test-engines test-newest evaluate compare compare-objectives benchmark-objectives bandit style quality lock dist benchmark benchmark-rewards clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -119,6 +119,9 @@ compare: $(EVALUATE_INSTALLED) ## B against A on the same questions, both folder
 STUDY ?= scripts/studies/quick.yaml
 compare-objectives: $(INSTALLED) ## Train CFPO and GRPO side by side, as STUDY says, and report: 4 minutes, tables and plots
 	$(BIN)/cfpo study $(STUDY)
+
+benchmark-objectives: $(INSTALLED) ## The field's objectives, ten of them in two regimes, beside the rows of the study: 10 minutes
+	$(BIN)/python scripts/studies/field.py repeat
 
 bandit: $(INSTALLED) ## What the objectives do when rollouts are reused, with exact gradients: a minute, a table and a plot
 	$(BIN)/python scripts/studies/bandit.py

@@ -131,6 +131,7 @@ def test_unknown_objective_in_yaml(recipe):
         ("reward_funcs: [7]", "reward_funcs=[7] is a list, and it takes list[str]"),
         ("bf16: 3", "bf16=3 is a whole number, and it takes true or false or nothing"),
         ("log_level: loud", "log_level='loud' is unknown; use one of detail, debug, info"),
+        ("parallelism_config: {}", "parallelism_config={} is a mapping, and it takes "),
         ("loss_type: [grpo]", "loss_type=['grpo'] is a list, and it takes a text"),
     ],
 )

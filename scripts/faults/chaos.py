@@ -203,13 +203,14 @@ def steps_of(output: Path) -> list[int]:
     return [entry["step"] for entry in history if "loss" in entry]
 
 
-def recipe_of(name: str, mode: Mode, run: str) -> Path:
+def recipe_of(name: str, mode: Mode, run: str, **changed: Any) -> Path:
+    """The recipe of a mode's run of that name, with other options where `changed` has them."""
     options = {key: value for key, value in mode.options.items() if key != "reward_funcs"}
     if funcs := mode.options.get("reward_funcs"):
         options["reward_funcs"] = [REWARDS.url if reward == "URL" else reward for reward in funcs]
         if "URL" in funcs:
             options["reward_parameters"] = {REWARDS.url: {"timeout": 5, "retries": 1}}
-    return recipe(OUT, run, **SAVING, **options)
+    return recipe(OUT, run, **(SAVING | options | changed))
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:

@@ -2,8 +2,9 @@
 
 python scripts/studies/field.py tune       (goes on where it stopped; also in parts: --regimes, --minutes, --workers)
 python scripts/studies/field.py confirm    (the choice of each objective, in each regime that is tuned as a whole)
+python scripts/studies/field.py repeat     (ten minutes: some choices on another seed, beside the rows that are there)
 
-Rows of both: docs/which-objective/runs.csv.
+Rows of the first two: docs/which-objective/runs.csv.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from cfpo_trl.studies.plan import Run, expand
-from cfpo_trl.studies.report import SCORE, summarise
+from cfpo_trl.studies.report import SCORE, markdown, summarise
 from cfpo_trl.studies.results import table
 from cfpo_trl.studies.run import lock_output, sweep
 
@@ -93,6 +94,8 @@ MODELS = ["sums-small", "cipher-small", "tail-small"]
 EVALUATIONS = 8
 TUNING_SEED = 0
 FRESH_SEEDS = [1, 2, 3, 4, 5]
+REPEATED = {"stale 16": 6, "reuse 4": 6}  # regimes, and the seed that nothing else has
+SHOWN = ("GRPO", "GSPO", "TOPR", "CISPO", "DPPO", "DRPO", "CFPO", "bounded CFPO", "truncated, one-sided", "no region")
 CHOSEN = ["objective", "epsilon", "epsilon_high", "importance_sampling_level", "learning_rate"]
 
 
@@ -123,18 +126,40 @@ def to_tune(regimes: list[str]) -> dict[str, Cells]:
     }
 
 
+def choices(rows: pd.DataFrame, regime: str) -> dict[str, dict[str, Any]]:
+    """Of each family the cell with the best final reward on the tuning seed."""
+    tuned = rows[(rows["regime"] == regime) & (rows["seed"] == TUNING_SEED)]
+    best = tuned.loc[tuned.groupby("family")["final"].idxmax()].set_index("family")
+    return {family: row[row.notna()].to_dict() for family, row in best[CHOSEN].iterrows()}
+
+
 def to_confirm(rows: pd.DataFrame, regimes: list[str]) -> dict[str, Cells]:
-    """Of each objective the cell with the best final reward, on fresh seeds; of the regimes that are tuned."""
+    """The choice of each family on fresh seeds, in the regimes that are tuned as a whole."""
     cells: dict[str, Cells] = {}
     for regime in regimes:
-        tuned = rows[(rows["regime"] == regime) & (rows["seed"] == TUNING_SEED)]
-        if len(tuned) < len(to_tune([regime])[regime]):
-            print(f"{regime} is not tuned yet: {len(tuned)} runs")
+        if missing := len(not_done(expand(study(to_tune([regime]))), rows)):
+            print(f"{regime} is not tuned yet: {missing} runs are missing")
             continue
-        best = tuned.loc[tuned.groupby("family")["final"].idxmax()]
-        chosen = [row[row.notna()].to_dict() for _, row in best[CHOSEN].iterrows()]
-        cells[regime] = [cell | {"seed": seed} for seed in FRESH_SEEDS for cell in chosen]
+        cells[regime] = [cell | {"seed": seed} for seed in FRESH_SEEDS for cell in choices(rows, regime).values()]
     return cells
+
+
+def repeat(rows: pd.DataFrame, workers: int | None) -> None:
+    """Trains the choices of `SHOWN` once more, and prints each final reward beside those of the fresh seeds."""
+    cells = {
+        regime: [choices(rows, regime)[family] | {"seed": seed} for family in SHOWN]
+        for regime, seed in REPEATED.items()
+    }
+    runs = expand(study(cells))
+    with lock_output(OUTPUT):
+        sweep({}, [run for run in runs if not run.result.exists()], workers, None)
+    found = summary(runs).set_index(["regime", "family"])["final"]
+    known = rows[rows["seed"].isin(FRESH_SEEDS)].groupby(["regime", "family"])["final"].agg(["mean", "min", "max"])
+    table = known.join(found.rename("here"), how="inner").sort_values(["regime", "mean"], ascending=[True, False])
+    lines = [
+        [*index, *(f"{value:.3f}" for value in row)] for index, row in zip(table.index, table.to_numpy(), strict=True)
+    ]
+    print(markdown(lines, ["regime", "objective", "fresh seeds: mean", "smallest", "largest", "here"]))
 
 
 def family_of(row: pd.Series) -> str:
@@ -203,12 +228,15 @@ def key_of(run: Run) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=["tune", "confirm"])
+    parser.add_argument("stage", choices=["tune", "confirm", "repeat"])
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES), metavar="REGIME")
     parser.add_argument("--workers", type=int, help="runs at a time; default: one per core")
     parser.add_argument("--minutes", type=float, help="start no run after this time")
     options = parser.parse_args()
     subprocess.run([sys.executable, "scripts/studies/study_models.py", *MODELS], check=True)
+    if options.stage == "repeat":
+        repeat(read_rows(), options.workers)
+        return
     for regime in options.regimes:
         rows = read_rows()
         cells = to_tune([regime]) if options.stage == "tune" else to_confirm(rows, [regime])

@@ -136,9 +136,8 @@ def fits(value: Any, kind: Any) -> bool:
     for part in parts(kind):
         origin, members = get_origin(part) or part, get_args(part)
         if isinstance(value, list) and origin is list:
-            return all(fits(member, members[0]) for member in value) if members else True
-        if isinstance(value, dict) and is_dataclass(origin):
-            return True
+            mapped = bool(members) and is_dataclass(members[0])  # of `datasets`, which TRL makes of mappings
+            return all(mapped or fits(member, members[0]) for member in value) if members else True
         if (
             type(value) is origin
             or (type(value) is int and origin is float)

@@ -1,0 +1,116 @@
+"""Thousands of steps of the tiny model: does memory grow, or descriptors, threads, children, temporary files, time?
+
+python scripts/faults/soak.py one --steps 5000     (the modes are those of chaos.py)
+
+A row every five seconds in docs/faults/soak-<mode>.csv; then each slope from step 500 on, with its 95 % interval.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from chaos import MODES, OUT, ROOT, clear, marked, recipe_of, start, start_server
+
+EVERY = 5.0  # seconds between two looks
+LOGGED = 10  # steps between two logs
+SETTLED = 500  # steps
+FLAT = {  # the most that may be added in 1,000 steps
+    "MiB": 10.0,  # Trainer's own log in memory is 3
+    "descriptors": 1.0,
+    "threads": 1.0,
+    "processes": 0.5,
+    "temporary files": 1.0,
+    "seconds a step": 0.01,
+}
+
+
+def look(mark: str, log: Path) -> dict[str, float]:
+    """Sums over all processes of the run; private memory, so that what they share counts once."""
+    found = dict.fromkeys(["step", *FLAT, "log KiB"], 0.0)
+    for process in marked(mark):
+        try:
+            with process.oneshot():
+                found["MiB"] += process.memory_full_info().uss / 2**20
+                found["descriptors"] += process.num_fds()
+                found["threads"] += process.num_threads()
+                found["processes"] += 1
+        except psutil.Error:
+            continue  # it has just ended
+    text = log.read_text(errors="replace")
+    found["step"] = LOGGED * text.count("'grad_norm':")
+    found["temporary files"] = sum(1 for _ in Path("/tmp").iterdir())
+    found["log KiB"] = len(text) / 1024
+    return found
+
+
+def slope(rows: list[dict[str, float]], name: str) -> tuple[float, float, float]:
+    """Of a least-squares line, in units per 1,000 steps, and its 95 % interval."""
+    x = np.array([row["step"] / 1000 for row in rows])
+    y = np.array([row[name] for row in rows])
+    x = x - x.mean()
+    found = (x * y).sum() / (x**2).sum()
+    residual = y - y.mean() - found * x
+    error = np.sqrt((residual**2).sum() / (len(x) - 2) / (x**2).sum())
+    return found, found - 1.96 * error, found + 1.96 * error
+
+
+def watch(name: str, steps: int, path: Path) -> list[dict[str, float]]:
+    """Trains, and looks; the rows."""
+    mode, run = MODES[name], f"soak-{name}"
+    options = {"max_steps": steps, "logging_steps": LOGGED, "save_steps": 500}
+    file, log = recipe_of(name, mode, run, **options), OUT / f"{run}.log"
+    log.unlink(missing_ok=True)
+    if mode.server:
+        start_server(file, run, OUT / f"{run}-server.log")
+    command = start(file, mode, run, log)
+    rows: list[dict[str, float]] = []
+    before, since = 0.0, time.monotonic()
+    with path.open("w", newline="") as output:
+        while command.poll() is None:
+            time.sleep(EVERY)
+            row = look(run, log)
+            if row["step"] > before and row["processes"]:
+                row["seconds a step"] = (time.monotonic() - since) / (row["step"] - before)
+                before, since = row["step"], time.monotonic()
+                rows.append({key: round(value, 4) for key, value in row.items()})
+                writer = csv.DictWriter(output, row)
+                if len(rows) == 1:
+                    writer.writeheader()
+                writer.writerow(rows[-1])
+                output.flush()
+    clear(f"{run} server", 0)
+    if command.returncode or clear(run):
+        sys.exit(f"{name} ended with status {command.returncode}: {log}")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--settled", type=int, default=SETTLED, help="steps that do not count")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "faults")
+    options = parser.parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path = options.folder / f"soak-{options.mode.replace(' ', '-')}.csv"
+    rows = [row for row in watch(options.mode, options.steps, path) if row["step"] >= options.settled]
+    print(f"{options.mode}: {len(rows)} looks from step {options.settled} to {options.steps}")
+    print("| | at first | in the end | slope per 1,000 steps [95 %] | flat |\n|---|---|---|---|---|")
+    grown = []
+    for name, most in FLAT.items():
+        found, low, high = slope(rows, name)
+        flat = high < most
+        grown += [] if flat else [name]
+        ends = f"{rows[0][name]:.4g} | {rows[-1][name]:.4g}"
+        print(f"| {name} | {ends} | {found:+.3f} [{low:+.3f}, {high:+.3f}] | {'yes' if flat else 'NO'} |")
+    sys.exit(f"grows: {', '.join(grown)}" if grown else 0)
+
+
+if __name__ == "__main__":
+    main()
