@@ -270,14 +270,14 @@ def strike(fault: str, victim: str, mark: str, command: subprocess.Popen, output
         with suppress(OSError):
             (output / "filler").write_bytes(b"0" * DISK)
         return "disk"
+    if fault == "cut checkpoint":
+        command.kill()
+        command.wait()
+        return "a checkpoint" if cut_newest_checkpoint(output, rng) else "no checkpoint yet"
     process = victim_of(victim, mark, command)
     if process is None:
         return "nobody there"
     with suppress(psutil.Error):
-        if fault == "cut checkpoint":
-            process.kill()
-            command.wait()
-            return "a checkpoint" if cut_newest_checkpoint(output, rng) else "no checkpoint yet"
         process.send_signal(KINDS[fault])
         if fault == "SIGSTOP":
             time.sleep(PAUSE)

@@ -12,6 +12,4 @@ NUMBER = re.compile(r"-?\d+")
 def last_number(completions: Sequence[Any], solution: Sequence[str], **kwargs: Any) -> list[float]:
     """1 where the last whole number of a completion is the solution, else 0."""
     said = [NUMBER.findall(text_of(completion)) for completion in completions]
-    return [
-        float(bool(numbers) and numbers[-1] == expected) for numbers, expected in zip(said, solution, strict=True)
-    ]
+    return [float(bool(numbers) and numbers[-1] == expected) for numbers, expected in zip(said, solution, strict=True)]
