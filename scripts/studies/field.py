@@ -90,7 +90,6 @@ REGIMES: dict[str, dict[str, Any]] = {  # the options, the learning rates, and t
     "tail, reuse 4": {"options": TAIL | {"num_iterations": 4}, "rates": (3e-5, 1e-4, 3e-4), "batches": 40},
 }
 
-MODELS = ["sums-small", "cipher-small", "tail-small"]
 EVALUATIONS = 8
 TUNING_SEED = 0
 FRESH_SEEDS = [1, 2, 3, 4, 5]
@@ -233,11 +232,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="runs at a time; default: one per core")
     parser.add_argument("--minutes", type=float, help="start no run after this time")
     options = parser.parse_args()
-    subprocess.run([sys.executable, "scripts/studies/study_models.py", *MODELS], check=True)
+    regimes = list(REPEATED) if options.stage == "repeat" else options.regimes
+    models = {Path(REGIMES[regime]["options"]["model_name_or_path"]).name for regime in regimes}
+    subprocess.run([sys.executable, "scripts/studies/study_models.py", *sorted(models)], check=True)
     if options.stage == "repeat":
         repeat(read_rows(), options.workers)
         return
-    for regime in options.regimes:
+    for regime in regimes:
         rows = read_rows()
         cells = to_tune([regime]) if options.stage == "tune" else to_confirm(rows, [regime])
         runs = not_done(expand(study(cells)), rows) if cells else []
