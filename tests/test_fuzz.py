@@ -28,7 +28,7 @@ from cfpo_trl.rewards.registry import REWARDS as BUILT_IN
 from cfpo_trl.rewards.remote import RewardServer
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.tiny.model import build_model
-from conftest import LETTERS
+from conftest import CPU, LETTERS
 
 TIMES = float(os.environ.get("FUZZ", "1"))
 PATIENT = {"deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -60,9 +60,7 @@ def base(tmp_path_factory, tokenizer):
         "num_generations": 4,
         "max_completion_length": 4,
         "max_steps": 2,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
+        **CPU,
         "save_strategy": "no",
         "output_dir": str(folder / "out"),
     }

@@ -30,8 +30,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from cfpo_trl.checks.rollouts import ASYNCHRONOUS, PORT, healthy
+from cfpo_trl.checks.rollouts import ASYNCHRONOUS, PORT, URL
 from cfpo_trl.checks.task import recipe
+from cfpo_trl.rollouts.health import health_problem
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "docs" / "faults" / "chaos.csv"
@@ -79,7 +80,6 @@ MODES = {
     "asynchronous": Mode(ASYNCHRONOUS, victims=("trainer", "server", "rollouts"), exact=False, server=True),
     "reward server": Mode({"reward_funcs": ["exact_match", "URL"]}, faults=ANSWERS),
 }
-KINDS = {name: getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGSTOP")}
 
 
 class Rewards:
@@ -174,7 +174,7 @@ def start_server(file: Path, mark: str, log: Path) -> subprocess.Popen:
     with log.open("a") as output:
         command = [sys.executable, "-m", "cfpo_trl.cli", "serve", "--config", str(file)]
         server = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-    while not healthy():
+    while health_problem(URL) is not None:
         if server.poll() is not None:
             raise RuntimeError(f"the server ended with status {server.returncode}: {log}")
         time.sleep(0.5)
@@ -278,7 +278,7 @@ def strike(fault: str, victim: str, mark: str, command: subprocess.Popen, output
     if process is None:
         return "nobody there"
     with suppress(psutil.Error):
-        process.send_signal(KINDS[fault])
+        process.send_signal(signal.Signals[fault])
         if fault == "SIGSTOP":
             time.sleep(PAUSE)
             process.send_signal(signal.SIGCONT)

@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class Skipped(Exception):
-    """A part cannot run here; the message says why."""
-
-
 @dataclass(frozen=True)
 class Part:
     """A check that runs in a process of its own.

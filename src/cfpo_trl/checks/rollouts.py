@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import requests
 import torch
 
+from ..rollouts.health import health_problem
 from .task import recipe, train
 
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
 TOLERANCE = 0.02  # vLLM's kernels are not the trainer's
 PORT = 8417
+URL = f"http://localhost:{PORT}"
 ASYNCHRONOUS: dict[str, Any] = {
     "num_iterations": None,  # an option of synchronous training
     "rollouts": "async",
@@ -70,20 +71,13 @@ def serving(file: Path) -> Iterator[None]:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(torch.cuda.device_count() - 1)}
     process = subprocess.Popen([sys.executable, "-m", "cfpo_trl.cli", "serve", "--config", str(file)], env=environment)
     try:
-        while not healthy():
+        while health_problem(URL) is not None:
             assert process.poll() is None, f"the server ended with status {process.returncode}"
             time.sleep(1)
         yield
     finally:
         process.terminate()
         process.wait()
-
-
-def healthy() -> bool:
-    try:
-        return requests.get(f"http://localhost:{PORT}/health", timeout=2).ok
-    except requests.RequestException:
-        return False
 
 
 def first_gpu() -> dict[str, str]:

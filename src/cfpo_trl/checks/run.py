@@ -16,14 +16,6 @@ from .machine import facts
 from .parts import PARTS, Part
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-ONE = (
-    "import json, sys; from pathlib import Path; from cfpo_trl.checks.parts import PARTS, Skipped\n"
-    "out = Path(sys.argv[2])\n"
-    "try: result = ['passed', PARTS[sys.argv[1]].load()(out)]\n"
-    "except Skipped as reason: result = ['skipped', str(reason)]\n"
-    "except AssertionError as error: result = ['failed', str(error)]\n"
-    "Path(sys.argv[3]).write_text(json.dumps(result))"
-)
 
 
 def run_part(name: str, part: Part, out: Path) -> dict[str, Any]:
@@ -33,7 +25,7 @@ def run_part(name: str, part: Part, out: Path) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     start = time.monotonic()
     with log.open("w") as file:
-        command = [sys.executable, "-c", ONE, name, str(out), str(result)]
+        command = [sys.executable, "-m", "cfpo_trl.checks.part", name, str(out), str(result)]
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | OFFLINE, start_new_session=True
         )
