@@ -75,9 +75,22 @@ TAIL = {
     "dataset_name": "runs/study/tail",
     "reward_funcs": ["scripts.studies.field_rewards.digits_match"],
 }
-REGIMES: dict[str, dict[str, Any]] = {  # the options, the learning rates, and the batches of rollouts of each
-    "stale 1": {"options": SUMS | {"staleness": 1}, "rates": (7e-5, 2e-4, 6e-4), "batches": 101},
-    "stale 4": {"options": SUMS | {"staleness": 4}, "rates": (7e-5, 2e-4, 6e-4), "batches": 104},
+LARGE = {"model_name_or_path": "runs/study/sums-large", "dataset_name": "runs/study/sums"}
+CORE = [  # what has led somewhere, and what it is compared with: where a regime costs much, these alone
+    "GRPO", "DAPO", "no region", "GSPO", "CISPO", "VESPO", "TOPR", "DPPO", "DRPO", "CFPO", "bounded CFPO",
+    "one-sided CFPO", "truncated, one-sided", "bounded CFPO, sequence",
+]  # fmt: skip
+FEW = ["GRPO", "GSPO", "CFPO", "bounded CFPO", "truncated, one-sided", "no region"]
+# Of each regime the options, the learning rates, the batches of rollouts, and its families where they are not all.
+# With `like` the choices are those of another regime, which it confirms.
+REGIMES: dict[str, dict[str, Any]] = {
+    "stale 1": {"options": SUMS | {"staleness": 1}, "like": "stale 4", "batches": 101, "families": CORE},
+    "stale 4": {
+        "options": SUMS | {"staleness": 4},
+        "rates": (7e-5, 2e-4, 6e-4),
+        "batches": 104,
+        "families": CORE,
+    },
     "stale 16": {"options": SUMS | {"staleness": 16}, "rates": (7e-5, 2e-4, 6e-4), "batches": 116},
     "stale 64": {"options": SUMS | {"staleness": 64}, "rates": (3e-5, 1e-4, 3e-4), "batches": 192},
     "reuse 1": {"options": SUMS | {"num_iterations": 1}, "rates": (7e-5, 2e-4, 6e-4), "batches": 100},

@@ -14,7 +14,8 @@ from ..running.recipe import with_numbers
 REQUIRED = {"output", "recipe", "rollout_batches", "evaluations", "parts"}
 STUDY_KEYS = REQUIRED | {"prepare", "keep_models", "follow"}
 OWN = ("rollout_batches", "evaluations")  # what a part may have in place of the study's
-OF_STUDIES = {"staleness"}  # options of a cell that the training script does not know
+OF_STUDIES = {"staleness", "rollout_dtype"}  # options of a cell that the training script does not know
+ROLLOUT_DTYPES = ("bfloat16", "float16", "float32")
 SHARED = {  # of every run; a study's recipe overrides it
     "eval_strategy": "steps",
     "eval_on_start": True,
@@ -90,6 +91,7 @@ def expand(study: dict[str, Any]) -> list[Run]:
             recipe = SHARED | base | cell
             recipe.setdefault("steps_per_generation", recipe.get("gradient_accumulation_steps", 1))  # as in TRL
             check_stale(recipe, name, batches)
+            check_dtype(recipe, name)
             cycle = steps_per_rollout(recipe, name)
             recipe |= {
                 "max_steps": batches * cycle,
@@ -126,6 +128,15 @@ def check_stale(recipe: dict[str, Any], part: str, batches: int) -> None:
         raise ValueError(
             f"part {part}: of rollout_batches={batches} none is staleness={staleness} updates old in time."
         )
+
+
+def check_dtype(recipe: dict[str, Any], part: str) -> None:
+    """Raises a `ValueError` where rollouts cannot be written in the dtype that the recipe names."""
+    dtype = recipe.get("rollout_dtype")
+    if dtype not in (None, *ROLLOUT_DTYPES):
+        raise ValueError(f"part {part}: rollout_dtype={dtype!r} is unknown; use one of {', '.join(ROLLOUT_DTYPES)}.")
+    if dtype and recipe.get("use_vllm"):
+        raise ValueError(f"part {part}: with use_vllm the engine's dtype is its own; leave rollout_dtype={dtype!r} out.")
 
 
 def as_list(value: Any) -> list:

@@ -78,6 +78,7 @@ def work(parent: int) -> None:
 def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
     """One run, by the training script, and its result. Returns `done`, `not finite` (a result, too), or an error."""
     from .. import CFPOTrainer, grpo
+    from .mismatch import mismatched
     from .objectives import trainer_of
     from .stale import stale
 
@@ -85,8 +86,8 @@ def train(folder: Path, cell: dict[str, Any], keep_model: bool) -> str:
     trainers = []
 
     def build_trainer(**arguments: Any) -> CFPOTrainer:
-        trainer_class = stale(trainer_of(cell["objective"]), cell.get("staleness", 0))
-        trainers.append(trainer_class(**arguments))
+        trainer_class = mismatched(trainer_of(cell["objective"]), cell.get("rollout_dtype"))
+        trainers.append(stale(trainer_class, cell.get("staleness", 0))(**arguments))
         return trainers[0]
 
     start, failure = time.perf_counter(), None
