@@ -10,6 +10,8 @@ Rows of the first two: docs/which-objective/runs.csv.
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,32 +77,54 @@ TAIL = {
     "dataset_name": "runs/study/tail",
     "reward_funcs": ["scripts.studies.field_rewards.digits_match"],
 }
-LARGE = {"model_name_or_path": "runs/study/sums-large", "dataset_name": "runs/study/sums"}
-CORE = [  # what has led somewhere, and what it is compared with: where a regime costs much, these alone
+LARGE = SUMS | {"model_name_or_path": "runs/study/sums-large"}
+CORE = [  # what led in one of the first regimes, and what it is compared with
     "GRPO", "DAPO", "no region", "GSPO", "CISPO", "VESPO", "TOPR", "DPPO", "DRPO", "CFPO", "bounded CFPO",
     "one-sided CFPO", "truncated, one-sided", "bounded CFPO, sequence",
 ]  # fmt: skip
 FEW = ["GRPO", "GSPO", "CFPO", "bounded CFPO", "truncated, one-sided", "no region"]
-# Of each regime the options, the learning rates, the batches of rollouts, and its families where they are not all.
-# With `like` the choices are those of another regime, which it confirms.
-REGIMES: dict[str, dict[str, Any]] = {
-    "stale 1": {"options": SUMS | {"staleness": 1}, "like": "stale 4", "batches": 101, "families": CORE},
-    "stale 4": {
-        "options": SUMS | {"staleness": 4},
-        "rates": (7e-5, 2e-4, 6e-4),
-        "batches": 104,
-        "families": CORE,
-    },
-    "stale 16": {"options": SUMS | {"staleness": 16}, "rates": (7e-5, 2e-4, 6e-4), "batches": 116},
-    "stale 64": {"options": SUMS | {"staleness": 64}, "rates": (3e-5, 1e-4, 3e-4), "batches": 192},
-    "reuse 1": {"options": SUMS | {"num_iterations": 1}, "rates": (7e-5, 2e-4, 6e-4), "batches": 100},
-    "reuse 4": {"options": SUMS | {"num_iterations": 4}, "rates": (3e-5, 1e-4, 3e-4), "batches": 40},
-    "reuse 16": {"options": SUMS | {"num_iterations": 16}, "rates": (1e-5, 3e-5, 1e-4), "batches": 30},
-    "reuse 64": {"options": SUMS | {"num_iterations": 64}, "rates": (4e-6, 1.2e-5, 4e-5), "batches": 16},
-    "explore, stale 4": {"options": CIPHER | {"staleness": 4}, "rates": (3e-4, 1e-3, 3e-3), "batches": 104},
-    "explore, reuse 4": {"options": CIPHER | {"num_iterations": 4}, "rates": (1e-4, 3e-4, 1e-3), "batches": 40},
-    "tail, stale 16": {"options": TAIL | {"staleness": 16}, "rates": (7e-5, 2e-4, 6e-4), "batches": 116},
-    "tail, reuse 4": {"options": TAIL | {"num_iterations": 4}, "rates": (3e-5, 1e-4, 3e-4), "batches": 40},
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How a batch of rollouts is used.
+
+    Args:
+        options: Of the recipe, beside the field's own.
+        batches: Of rollouts, of 128 completions each.
+        rates: The learning rates to tune over; none where the choices are those of another regime.
+        like: That other regime, whose choices this one confirms.
+        families: The objectives; default: all.
+    """
+
+    options: dict[str, Any]
+    batches: int
+    rates: tuple[float, ...] = ()
+    like: str = ""
+    families: Sequence[str] = tuple(FAMILIES)
+
+
+ONCE = (7e-5, 2e-4, 6e-4)  # rates where a batch is trained once
+REGIMES: dict[str, Regime] = {
+    "reuse 1": Regime(SUMS, 100, like="stale 4", families=CORE),
+    "reuse 4": Regime(SUMS | {"num_iterations": 4}, 40, (3e-5, 1e-4, 3e-4)),
+    "reuse 16": Regime(SUMS | {"num_iterations": 16}, 30, (1e-5, 3e-5, 1e-4)),
+    "reuse 64": Regime(SUMS | {"num_iterations": 64}, 16, (4e-6, 1.2e-5, 4e-5), families=CORE),
+    "stale 1": Regime(SUMS | {"staleness": 1}, 101, like="stale 4", families=CORE),
+    "stale 4": Regime(SUMS | {"staleness": 4}, 104, ONCE, families=CORE),
+    "stale 16": Regime(SUMS | {"staleness": 16}, 116, ONCE),
+    "stale 64": Regime(SUMS | {"staleness": 64}, 192, (3e-5, 1e-4, 3e-4), families=CORE),
+    "larger, reuse 4": Regime(LARGE | {"num_iterations": 4}, 40, like="reuse 4", families=CORE),
+    "larger, stale 16": Regime(LARGE | {"staleness": 16}, 116, like="stale 16", families=CORE),
+    "explore, reuse 4": Regime(CIPHER | {"num_iterations": 4}, 40, (1e-4, 3e-4, 1e-3), families=CORE),
+    "explore, stale 4": Regime(CIPHER | {"staleness": 4}, 104, (3e-4, 1e-3, 3e-3), families=CORE),
+    "tail, reuse 4": Regime(TAIL | {"num_iterations": 4}, 40, (3e-5, 1e-4, 3e-4), families=CORE),
+    "tail, stale 16": Regime(TAIL | {"staleness": 16}, 116, ONCE, families=CORE),
+    "mismatch, reuse 4": Regime(
+        SUMS | {"num_iterations": 4, "rollout_dtype": "bfloat16"}, 40, like="reuse 4", families=CORE
+    ),
+    "long, reuse 4": Regime(SUMS | {"num_iterations": 4}, 400, like="reuse 4", families=FEW),
+    "long, stale 16": Regime(SUMS | {"staleness": 16}, 1016, like="stale 16", families=FEW),
 }
 
 EVALUATIONS = 8
@@ -115,9 +139,8 @@ def study(cells: dict[str, Cells]) -> dict[str, Any]:
     """A study with a part for each of these regimes, of these cells."""
     parts = {}
     for regime, chosen in cells.items():
-        about = REGIMES[regime]
-        grid = [about["options"] | cell for cell in chosen]
-        parts[regime] = {"question": regime, "grid": grid, "rollout_batches": about["batches"]}
+        grid = [REGIMES[regime].options | cell for cell in chosen]
+        parts[regime] = {"question": regime, "grid": grid, "rollout_batches": REGIMES[regime].batches}
     return {
         "output": str(OUTPUT),
         "recipe": "scripts/studies/field_recipe.yaml",
@@ -127,33 +150,32 @@ def study(cells: dict[str, Cells]) -> dict[str, Any]:
     }
 
 
-def to_tune(regimes: list[str]) -> dict[str, Cells]:
-    """Every objective at every width and rate."""
-    every = [cell for cells in FAMILIES.values() for cell in cells]
-    return {
-        regime: [
-            cell | {"learning_rate": rate, "seed": TUNING_SEED} for rate in REGIMES[regime]["rates"] for cell in every
-        ]
-        for regime in regimes
-    }
+def to_tune(regime: str) -> Cells:
+    """Every objective of the regime at every width and rate; none where another regime chooses for it."""
+    every = [cell for family in REGIMES[regime].families for cell in FAMILIES[family]]
+    return [cell | {"learning_rate": rate, "seed": TUNING_SEED} for rate in REGIMES[regime].rates for cell in every]
+
+
+def tuned_for(rows: pd.DataFrame, regime: str) -> pd.DataFrame:
+    """The rows that choose for this regime: its own of the tuning seed, or those of the one that it is `like`."""
+    return rows[(rows["regime"] == (REGIMES[regime].like or regime)) & (rows["seed"] == TUNING_SEED)]
 
 
 def choices(rows: pd.DataFrame, regime: str) -> dict[str, dict[str, Any]]:
     """Of each family the cell with the best final reward on the tuning seed."""
-    tuned = rows[(rows["regime"] == regime) & (rows["seed"] == TUNING_SEED)]
+    tuned = tuned_for(rows, regime)
     best = tuned.loc[tuned.groupby("family")["final"].idxmax()].set_index("family")
-    return {family: row[row.notna()].to_dict() for family, row in best[CHOSEN].iterrows()}
+    chosen = {family: row[row.notna()].to_dict() for family, row in best[CHOSEN].iterrows()}
+    return {family: chosen[family] for family in REGIMES[regime].families}
 
 
-def to_confirm(rows: pd.DataFrame, regimes: list[str]) -> dict[str, Cells]:
-    """The choice of each family on fresh seeds, in the regimes that are tuned as a whole."""
-    cells: dict[str, Cells] = {}
-    for regime in regimes:
-        if missing := len(not_done(expand(study(to_tune([regime]))), rows)):
-            print(f"{regime} is not tuned yet: {missing} runs are missing")
-            continue
-        cells[regime] = [cell | {"seed": seed} for seed in FRESH_SEEDS for cell in choices(rows, regime).values()]
-    return cells
+def to_confirm(rows: pd.DataFrame, regime: str) -> Cells:
+    """The choice of each family on fresh seeds, where the regime that chooses is tuned as a whole."""
+    tuned_in = REGIMES[regime].like or regime
+    if missing := len(not_done(expand(study({tuned_in: to_tune(tuned_in)})), rows)):
+        print(f"{tuned_in} is not tuned yet: {missing} runs are missing")
+        return []
+    return [cell | {"seed": seed} for seed in FRESH_SEEDS for cell in choices(rows, regime).values()]
 
 
 def repeat(rows: pd.DataFrame, workers: int | None) -> None:
@@ -246,15 +268,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="start no run after this time")
     options = parser.parse_args()
     regimes = list(REPEATED) if options.stage == "repeat" else options.regimes
-    models = {Path(REGIMES[regime]["options"]["model_name_or_path"]).name for regime in regimes}
+    models = {Path(REGIMES[regime].options["model_name_or_path"]).name for regime in regimes}
     subprocess.run([sys.executable, "scripts/studies/study_models.py", *sorted(models)], check=True)
     if options.stage == "repeat":
         repeat(read_rows(), options.workers)
         return
     for regime in regimes:
         rows = read_rows()
-        cells = to_tune([regime]) if options.stage == "tune" else to_confirm(rows, [regime])
-        runs = not_done(expand(study(cells)), rows) if cells else []
+        cells = to_tune(regime) if options.stage == "tune" else to_confirm(rows, regime)
+        runs = not_done(expand(study({regime: cells})), rows) if cells else []
         with lock_output(OUTPUT):
             try:
                 sweep({}, runs, options.workers, options.minutes)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cfpo_trl.studies.report import interval, markdown, written
-from field import FRESH_SEEDS, REGIMES, ROWS, TUNING_SEED, read_rows
+from field import FRESH_SEEDS, REGIMES, ROWS, read_rows, tuned_for
 
 matplotlib.use("Agg")
 plt.rcParams.update({"font.size": 9, "savefig.dpi": 130})
@@ -39,7 +39,7 @@ def level(bounds: Bounds | None) -> str:
 def main_table(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Mean difference from GRPO, and its interval as text; a row per family, a column per regime that is confirmed."""
     confirmed = rows[rows["seed"].isin(FRESH_SEEDS)]
-    regimes = [regime for regime in dict.fromkeys(rows["regime"]) if regime in set(confirmed["regime"])]
+    regimes = [regime for regime in REGIMES if regime in set(confirmed["regime"])]
     means, texts = {}, {}
     for regime in regimes:
         of_regime = confirmed[confirmed["regime"] == regime]
@@ -73,7 +73,7 @@ def draw_table(means: pd.DataFrame, texts: pd.DataFrame) -> None:
 def draw_regime(rows: pd.DataFrame, regime: str) -> None:
     """Left: the best width's final reward at each rate, seed 0. Right: the choice's on fresh seeds."""
     mine = rows[rows["regime"] == regime]
-    tuned, confirmed = mine[mine["seed"] == TUNING_SEED], mine[mine["seed"].isin(FRESH_SEEDS)]
+    tuned, confirmed = tuned_for(rows, regime), mine[mine["seed"].isin(FRESH_SEEDS)]
     order = confirmed.groupby("family")["final"].mean().sort_values()
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 0.9 + 0.27 * len(order)), sharey=True, layout="constrained", width_ratios=[1, 2]
@@ -83,7 +83,7 @@ def draw_regime(rows: pd.DataFrame, regime: str) -> None:
     left.grid(visible=False)
     left.set_xticks(range(best.shape[1]), [f"{rate:g}" for rate in best.columns])
     left.set_yticks(range(len(order)), order.index)
-    left.set(title="seed 0, the best width at each rate", xlabel="learning rate")
+    left.set(title=f"{REGIMES[regime].like} seed 0, the best width at each rate".strip(), xlabel="learning rate")
     for (y, x), value in np.ndenumerate(best.to_numpy()):
         color = "white" if value < 0.55 * order.max() else "black"
         left.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, fontsize=7)
@@ -95,20 +95,20 @@ def draw_regime(rows: pd.DataFrame, regime: str) -> None:
     right.set(title="fresh seeds and their mean; dashed: GRPO's", xlabel="final held-out accuracy")
     right.grid(alpha=0.3)
     figure.suptitle(regime)
-    figure.savefig(ROWS.with_name(f"{regime.replace(' ', '-')}.png"))
+    figure.savefig(ROWS.with_name(picture_of(regime)))
     plt.close(figure)
 
 
 def regime_table(rows: pd.DataFrame, regime: str) -> str:
     """A row per family: its choice, what it reached on fresh seeds, and the state of its trust region."""
     mine = rows[rows["regime"] == regime]
-    tuned, confirmed = mine[mine["seed"] == TUNING_SEED], mine[mine["seed"].isin(FRESH_SEEDS)]
+    tuned, confirmed = tuned_for(rows, regime), mine[mine["seed"].isin(FRESH_SEEDS)]
     lines = []
     for family in confirmed.groupby("family")["final"].mean().sort_values(ascending=False).index:
         runs = confirmed[confirmed["family"] == family]
         first = runs.iloc[0]
         width = "" if pd.isna(first["epsilon"]) else f", ε {first['epsilon']:g}"
-        cells = tuned[tuned["family"] == family]
+        cells, own = tuned[tuned["family"] == family], mine[mine["family"] == family]
         lines.append(
             [
                 family,
@@ -117,7 +117,7 @@ def regime_table(rows: pd.DataFrame, regime: str) -> str:
                 "–" if family == "GRPO" else written(interval([differences(rows, regime, family)])),
                 f"{runs['area'].mean():.3f}",
                 f"{cells.groupby('learning_rate')['final'].max().min():.2f}",
-                f"{int(mine.loc[mine['family'] == family, 'collapsed'].sum())} of {len(cells) + len(runs)}",
+                f"{int(own['collapsed'].sum())} of {len(own)}",
                 f"{runs['tv'].mean():.3f}",
                 f"{runs['ess_min'].min():.2f}",
                 f"{runs['ratio_max'].max():.1f}",
@@ -125,6 +125,16 @@ def regime_table(rows: pd.DataFrame, regime: str) -> str:
         )
     header = ["objective", "choice", "final", "− GRPO's [95 %]", "area", "at the worst rate", "collapsed"]
     return markdown(lines, [*header, "TV", "smallest ESS", "largest ratio"])
+
+
+def picture_of(regime: str) -> str:
+    return regime.replace(",", "").replace(" ", "-") + ".png"
+
+
+def about(regime: str) -> str:
+    """A line on the regime."""
+    like = f" Rates and widths are the choices of *{REGIMES[regime].like}*." if REGIMES[regime].like else ""
+    return f"{REGIMES[regime].batches} batches of 128 completions.{like}"
 
 
 def hours(rows: pd.DataFrame) -> str:
@@ -141,11 +151,10 @@ def main() -> None:
     pages = ["# The regimes, one by one", HEAD, hours(rows)]
     for regime in means.columns:
         draw_regime(rows, regime)
-        about = REGIMES[regime]
-        picture = f"![Final reward by objective]({regime.replace(' ', '-')}.png)"
+        picture = f"![Final reward by objective]({picture_of(regime)})"
         pages += [
             f"## {regime}",
-            f"{about['batches']} batches of 128 completions.",
+            about(regime),
             picture,
             regime_table(rows, regime),
         ]

@@ -8,7 +8,7 @@ from cfpo_trl import CFPOTrainer
 
 
 class Mismatched(CFPOTrainer):
-    """Has its batches written with weights in `rollout_dtype`, and by the log-probs of these, which are the ratio's old.
+    """Has its batches written with weights in `rollout_dtype`; the log-probs of these are the ratio's old ones.
 
     So the ratio is off 1 before any update. Evaluation is with the weights as they are.
     """

@@ -136,7 +136,9 @@ def check_dtype(recipe: dict[str, Any], part: str) -> None:
     if dtype not in (None, *ROLLOUT_DTYPES):
         raise ValueError(f"part {part}: rollout_dtype={dtype!r} is unknown; use one of {', '.join(ROLLOUT_DTYPES)}.")
     if dtype and recipe.get("use_vllm"):
-        raise ValueError(f"part {part}: with use_vllm the engine's dtype is its own; leave rollout_dtype={dtype!r} out.")
+        raise ValueError(
+            f"part {part}: with use_vllm the engine's dtype is its own; leave rollout_dtype={dtype!r} out."
+        )
 
 
 def as_list(value: Any) -> list:
