@@ -77,7 +77,7 @@ def test_differences_are_matched_by_seed():
     ]
     rows = pd.DataFrame([*confirmed, {"regime": "stale 4", "family": "CFPO", "seed": 0, "final": 9.0}])
     assert field_report.differences(rows, "stale 4", "CFPO") == pytest.approx(np.full(5, 0.05))
-    means, texts = field_report.main_table(rows)
+    means, texts = field_report.main_table(rows, "stale")
     assert means.loc["CFPO", "stale 4"] == pytest.approx(0.05)
     assert texts.loc["CFPO", "stale 4"] == "+0.050 [+0.050, +0.050]"
     assert texts.loc["GRPO", "stale 4"] == "0.300"

@@ -1,6 +1,6 @@
 """The tables and pictures of docs/which-objective.md, from docs/which-objective/runs.csv.
 
-python scripts/studies/field_report.py     (prints the main table; writes regimes.md and the pictures beside the rows)
+python scripts/studies/field_report.py     (prints the main tables; writes regimes.md and the pictures beside the rows)
 """
 
 import matplotlib
@@ -36,10 +36,13 @@ def level(bounds: Bounds | None) -> str:
     return "better" if bounds[1] > 0 else "worse" if bounds[2] < 0 else "level"
 
 
-def main_table(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean difference from GRPO, and its interval as text; a row per family, a column per regime that is confirmed."""
+def main_table(rows: pd.DataFrame, use: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean difference from GRPO, and its interval as text: a row per family, the best first.
+
+    A column per regime that is confirmed, and is a kind of `use` (`reuse` or `stale`).
+    """
     confirmed = rows[rows["seed"].isin(FRESH_SEEDS)]
-    regimes = [regime for regime in REGIMES if regime in set(confirmed["regime"])]
+    regimes = [regime for regime in REGIMES if use in regime and regime in set(confirmed["regime"])]
     means, texts = {}, {}
     for regime in regimes:
         of_regime = confirmed[confirmed["regime"] == regime]
@@ -49,24 +52,26 @@ def main_table(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             means[family, regime] = 0.0 if family == "GRPO" else bounds[0] if bounds else np.nan
             texts[family, regime] = f"{grpo:.3f}" if family == "GRPO" else written(bounds)
     table = pd.Series(means).unstack()[regimes]
-    order = table.mean(axis=1).sort_values(ascending=False).index
-    return table.loc[order], pd.Series(texts).unstack()[regimes].loc[order]
+    everywhere = table.notna().all(axis=1)
+    order = pd.DataFrame({"everywhere": everywhere, "mean": table.mean(axis=1)})
+    order = order.sort_values(["everywhere", "mean"], ascending=False).index
+    return table.loc[order], pd.Series(texts).unstack()[regimes].loc[order].fillna("")
 
 
-def draw_table(means: pd.DataFrame, texts: pd.DataFrame) -> None:
+def draw_table(means: pd.DataFrame, texts: pd.DataFrame, use: str) -> None:
     """The main table as a picture, coloured by the difference."""
     figure, axis = plt.subplots(
-        figsize=(2.6 + 1.5 * len(means.columns), 0.8 + 0.36 * len(means)), layout="constrained"
+        figsize=(2.6 + 1.25 * len(means.columns), 0.8 + 0.36 * len(means)), layout="constrained"
     )
     axis.imshow(means, cmap="RdBu", vmin=-0.1, vmax=0.1, aspect="auto")
     axis.grid(visible=False)
-    axis.set_xticks(range(len(means.columns)), means.columns)
+    axis.set_xticks(range(len(means.columns)), [regime.replace(", ", "\n") for regime in means])
     axis.set_yticks(range(len(means)), means.index)
     axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     for (y, x), mean in np.ndenumerate(means.to_numpy()):
         color = "white" if abs(mean) > 0.07 else "black"
         axis.text(x, y, texts.iloc[y, x].replace(" [", "\n["), ha="center", va="center", color=color, fontsize=6.5)
-    figure.savefig(ROWS.with_name("table.png"))
+    figure.savefig(ROWS.with_name(f"table-{use}.png"))
     plt.close(figure)
 
 
@@ -145,19 +150,15 @@ def hours(rows: pd.DataFrame) -> str:
 
 def main() -> None:
     rows = read_rows()
-    means, texts = main_table(rows)
-    draw_table(means, texts)
-    print(markdown([[name, *row] for name, row in zip(texts.index, texts.to_numpy(), strict=True)], ["", *texts]))
     pages = ["# The regimes, one by one", HEAD, hours(rows)]
-    for regime in means.columns:
-        draw_regime(rows, regime)
-        picture = f"![Final reward by objective]({picture_of(regime)})"
-        pages += [
-            f"## {regime}",
-            about(regime),
-            picture,
-            regime_table(rows, regime),
-        ]
+    for use in ("reuse", "stale"):
+        means, texts = main_table(rows, use)
+        draw_table(means, texts, use)
+        print(markdown([[name, *row] for name, row in zip(texts.index, texts.to_numpy(), strict=True)], ["", *texts]))
+        for regime in means:
+            draw_regime(rows, regime)
+            picture = f"![Final reward by objective]({picture_of(regime)})"
+            pages += [f"## {regime}", about(regime), picture, regime_table(rows, regime)]
     ROWS.with_name("regimes.md").write_text("\n\n".join(pages) + "\n", encoding="utf-8")
 
 

@@ -33,7 +33,7 @@ def unpack(folder: Path) -> Path:
 
 
 def write_sums(folder: Path, train: int = 3000, held_out: int = 128) -> Path:
-    """Sums of two numbers of two digits behind two examples, `15 + 43 = 58`: the model goes on.
+    """Sums of two numbers of two digits behind an example, `15 + 43 = 58`: the model goes on.
 
     No sum that is asked in one split is asked in the other, or is an example.
     """
@@ -43,8 +43,8 @@ def write_sums(folder: Path, train: int = 3000, held_out: int = 128) -> Path:
     asked, shown = pairs[: train + held_out], pairs[train + held_out :]
     rows = []
     for a, b in asked:
-        examples = "".join(f"{x} + {y} = {x + y}\n" for x, y in rng.sample(shown, 2))
-        rows.append({"prompt": f"{examples}{a} + {b} =", "solution": str(a + b)})
+        x, y = rng.choice(shown)
+        rows.append({"prompt": f"{x} + {y} = {x + y}\n{a} + {b} =", "solution": str(a + b)})
     folder.mkdir(parents=True, exist_ok=True)
     for split, part in (("train", rows[:train]), ("test", rows[train:])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
