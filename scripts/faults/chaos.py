@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,14 @@ from cfpo_trl.rollouts.health import health_problem
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "docs" / "faults" / "chaos.csv"
 OUT = Path("runs/faults").absolute()
+INSIDE = Path(__file__).parent / "inside"  # what runs import
 MARK = "CFPO_CHAOS"  # in the environment of all that a run starts
 STEPS = 24
 SECONDS_TO_END = 60.0  # from a fault that ends a run, or from the end of a pause, to the end of its processes
 SECONDS_TO_FINISH = 300.0  # of an undisturbed run
 PAUSE = 40.0  # seconds of a SIGSTOP
 FILES = 1000  # descriptors
+JUMP = 7200.0  # seconds of a clock, forward or back
 DISK = 24 * 2**20  # bytes: some checkpoints fit
 SAVING: dict[str, Any] = {
     "max_steps": STEPS,
@@ -62,15 +65,16 @@ class Mode:
     victims: tuple[str, ...] = ("trainer",)
     exact: bool = True  # resumed, it follows the trajectory of an uninterrupted run
     server: bool = False
-    faults: tuple[str, ...] = ("SIGKILL", "SIGTERM", "SIGSTOP")
+    faults: tuple[str, ...] = ("SIGKILL", "SIGTERM", "SIGSTOP", "clock")
 
 
 TWO = {"per_device_train_batch_size": 64}
 VLLM = {"use_vllm": True, "num_iterations": 1, "vllm_gpu_memory_utilization": 0.2}
 FROM_SERVER = {"vllm_mode": "server", "vllm_server_port": PORT}
 JUDGED = {"reward_funcs": ["exact_match", "accuracy"], "reward_weights": [1.0, 0.0]}
+PROGRAMS = {"reward_funcs": ["exact_match", "programs.printed"], "reward_weights": [1.0, 0.0]}
 ANSWERS = ("SIGKILL", "slow", "garbage", "NaN", "too few", "silent")
-DISKS = ("SIGKILL", "SIGTERM", "SIGSTOP", "full disk", "cut checkpoint", "few files")
+DISKS = ("SIGKILL", "SIGTERM", "SIGSTOP", "clock", "full disk", "cut checkpoint", "few files")
 MODES = {
     "one": Mode(JUDGED, victims=("trainer", "judge"), faults=DISKS),
     "two": Mode(TWO, ("--engine", "cpu/ddp", "--num_processes", "2"), ("launcher", "rank", "command")),
@@ -79,6 +83,7 @@ MODES = {
     "server": Mode(VLLM | FROM_SERVER, victims=("trainer", "server"), exact=False, server=True),
     "asynchronous": Mode(ASYNCHRONOUS, victims=("trainer", "server", "rollouts"), exact=False, server=True),
     "reward server": Mode({"reward_funcs": ["exact_match", "URL"]}, faults=ANSWERS),
+    "code reward": Mode(PROGRAMS, victims=("trainer", "sandbox")),
 }
 
 
@@ -150,13 +155,20 @@ def victim_of(name: str, mark: str, command: subprocess.Popen) -> psutil.Process
         "rank": lambda: [p for p in those("cfpo_trl.grpo", without="accelerate") if "RANK" in p.environ()],
         "judge": lambda: those("rewards/verifier.py"),
         "rollouts": lambda: those("spawn_main"),
+        "sandbox": lambda: those("bwrap"),
         "server": lambda: marked(f"{mark} server")[:1],
     }[name]()
     return random.choice(found) if found else None
 
 
+def clock_of(run: str) -> Path:
+    """The file with the seconds by which that run's clock is wrong."""
+    return OUT / f"{run}.clock"
+
+
 def start(file: Path, mode: Mode, mark: str, log: Path, limit: int | None = None) -> subprocess.Popen:
     environment = os.environ | {MARK: mark, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_PORT": "0"}
+    environment |= {"PYTHONPATH": str(INSIDE), "CFPO_CHAOS_CLOCK": str(clock_of(mark))}
     command = [sys.executable, "-m", "cfpo_trl.cli", "train", *mode.launcher]
     if mode.launcher:
         command += ["--main_process_port", "0"]
@@ -266,6 +278,9 @@ def strike(fault: str, victim: str, mark: str, command: subprocess.Popen, output
         return "answers"
     if fault == "few files":
         return "limit"
+    if fault == "clock":
+        clock_of(mark).write_text(str(rng.choice([JUMP, -JUMP])))
+        return "the wall clock"
     if fault == "full disk":
         with suppress(OSError):
             (output / "filler").write_bytes(b"0" * DISK)
@@ -293,6 +308,7 @@ def one_fault(number: int, name: str, fault: str, victim: str, seed: int) -> dic
     run = f"fault-{number}"
     log, output = OUT / f"{run}.log", OUT / run
     log.unlink(missing_ok=True)
+    clock_of(run).unlink(missing_ok=True)
     REWARDS.answer = "right"
     file = recipe_of(name, mode, run)
     moment = rng.uniform(0.1, 1.0) * seconds
@@ -305,7 +321,7 @@ def one_fault(number: int, name: str, fault: str, victim: str, seed: int) -> dic
         wait(command, moment)
         struck = strike(fault, victim, run, command, output, rng) if command.poll() is None else "it had ended"
         began = time.monotonic()
-        goes_on = fault in ("SIGSTOP", "slow", "few files") or struck in ("nobody there", "judge")
+        goes_on = fault in ("SIGSTOP", "slow", "few files", "clock") or struck in ("nobody there", "judge", "sandbox")
         ended = wait(command, SECONDS_TO_FINISH if goes_on else max(SECONDS_TO_END, 2 * seconds))
         row |= {"struck": struck, "ended": round(time.monotonic() - began, 1), "hang": not ended}
         row |= {"status": command.returncode if ended else "", "orphans": clear(run)}
@@ -332,18 +348,24 @@ def one_fault(number: int, name: str, fault: str, victim: str, seed: int) -> dic
     if good:
         shutil.rmtree(output)
         log.unlink()
+        clock_of(run).unlink(missing_ok=True)
     return row | {"good": good}
 
 
 def plan(names: list[str], faults: int, seed: int) -> list[tuple[int, str, str, str]]:
-    """Number, mode, fault and victim of each: the modes in turn, the others drawn."""
-    rng = random.Random(seed)
-    planned = []
-    for number in range(faults):
-        name = names[number % len(names)]
-        mode = MODES[name]
-        planned.append((number, name, rng.choice(mode.faults), rng.choice(mode.victims)))
-    return planned
+    """Number, mode, fault and victim of each: the modes in turn, and of each mode its faults and victims in turn."""
+    turns = {}
+    for name in names:
+        kinds = MODES[name].faults, MODES[name].victims
+        turns[name] = zip(*(shuffled(f"{seed} {name}", some) for some in kinds), strict=True)
+    return [(number, name, *next(turns[name])) for number, name in zip(range(faults), cycle(names), strict=False)]
+
+
+def shuffled(seed: str, kinds: tuple[str, ...]) -> Iterator[str]:
+    """All of the kinds in a random order, again and again."""
+    rng = random.Random(f"{seed} {len(kinds)}")
+    while True:
+        yield from rng.sample(kinds, len(kinds))
 
 
 def read(rows: Path) -> list[dict[str, str]]:
