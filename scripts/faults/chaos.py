@@ -43,6 +43,7 @@ MARK = "CFPO_CHAOS"  # in the environment of all that a run starts
 STEPS = 24
 SECONDS_TO_END = 60.0  # from a fault that ends a run, or from the end of a pause, to the end of its processes
 SECONDS_TO_FINISH = 300.0  # of an undisturbed run
+SECONDS_TO_APPEAR = 10.0  # of the process to strike
 PAUSE = 40.0  # seconds of a SIGSTOP
 FILES = 1000  # descriptors
 JUMP = 7200.0  # seconds of a clock, forward or back
@@ -135,6 +136,13 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def sandboxes(parent: psutil.Process) -> list[psutil.Process]:
+    """The sandboxes of a process, whose environment is empty."""
+    with suppress(psutil.Error):
+        return [process for process in parent.children(recursive=True) if process.name() == "bwrap"]
+    return []
+
+
 def victim_of(name: str, mark: str, command: subprocess.Popen) -> psutil.Process | None:
     """The process to strike; None where there is none of that kind at present."""
     everyone = marked(mark)
@@ -155,7 +163,7 @@ def victim_of(name: str, mark: str, command: subprocess.Popen) -> psutil.Process
         "rank": lambda: [p for p in those("cfpo_trl.grpo", without="accelerate") if "RANK" in p.environ()],
         "judge": lambda: those("rewards/verifier.py"),
         "rollouts": lambda: those("spawn_main"),
-        "sandbox": lambda: those("bwrap"),
+        "sandbox": lambda: sandboxes(psutil.Process(command.pid)),
         "server": lambda: marked(f"{mark} server")[:1],
     }[name]()
     return random.choice(found) if found else None
@@ -199,10 +207,15 @@ def wait(command: subprocess.Popen, seconds: float) -> bool:
     return command.poll() is not None
 
 
+def left_by(mark: str) -> list[psutil.Process]:
+    """What is left of a run: its processes, and sandboxes that nobody owns."""
+    return marked(mark) + [process for process in sandboxes(psutil.Process(1)) if process.ppid() == 1]
+
+
 def clear(mark: str, grace: float = 10.0) -> int:
     """Kills what is left of a run after some seconds of grace; how many that were."""
     end = time.monotonic() + grace
-    while (left := marked(mark)) and time.monotonic() < end:
+    while (left := left_by(mark)) and time.monotonic() < end:
         time.sleep(0.2)
     for process in left:
         with suppress(psutil.Error):
@@ -289,9 +302,11 @@ def strike(fault: str, victim: str, mark: str, command: subprocess.Popen, output
         command.kill()
         command.wait()
         return "a checkpoint" if cut_newest_checkpoint(output, rng) else "no checkpoint yet"
-    process = victim_of(victim, mark, command)
-    if process is None:
-        return "nobody there"
+    end = time.monotonic() + SECONDS_TO_APPEAR
+    while (process := victim_of(victim, mark, command)) is None:
+        if command.poll() is not None or time.monotonic() > end:
+            return "nobody there"
+        time.sleep(0.05)
     with suppress(psutil.Error):
         process.send_signal(signal.Signals[fault])
         if fault == "SIGSTOP":
