@@ -1,9 +1,13 @@
 """What can be said of vLLM rollouts without vLLM: the command, the checks, the weights on disk, a silent server."""
 
 import importlib.util
+import signal
 import socket
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 import requests
 import torch
@@ -16,6 +20,7 @@ from cfpo_trl.rollouts import weights as weights_module
 from cfpo_trl.rollouts.generation import WatchedClient
 from cfpo_trl.rollouts.health import RolloutServerError
 from cfpo_trl.rollouts.server import check_vllm, serve_command
+from cfpo_trl.rollouts.serving import end_all, serving
 from cfpo_trl.rollouts.weights import write_weights
 from conftest import CPU
 
@@ -42,6 +47,23 @@ def test_command_on_a_cpu(tmp_path):
     assert options["--max-logprobs"] == "-1"
     assert options["--worker-extension-cls"] == "cfpo_trl.rollouts.worker.PolicyReload"
     assert "--weight-transfer-config" not in options
+
+
+def test_a_server_that_does_not_start_is_told_with_its_log(tmp_path):
+    recipe, log = tmp_path / "recipe.yaml", tmp_path / "server.log"
+    recipe.write_text("vllm_server_port: 1\nreward_funcs: []\n")
+    with pytest.raises(RuntimeError, match=rf"ended with status [12]; its log is {log}"), serving(recipe, log):
+        pytest.fail("it was healthy")
+    assert "reward_funcs is empty" in log.read_text()
+
+
+def test_all_that_a_server_started_ends_with_it(tmp_path):
+    code = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        child = psutil.Process(int(process.stdout.readline()))
+        end_all(process)
+        assert not psutil.wait_procs([child], timeout=5)[1]
+        assert process.returncode == -signal.SIGTERM
 
 
 def test_command_on_gpus(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from cfpo_trl import CFPOConfig, CFPOTrainer
 from cfpo_trl.evaluation.callback import environment_without_launcher
 from cfpo_trl.grpo import rollouts
-from cfpo_trl.rollouts.server import wait_for_health
+from cfpo_trl.rollouts.serving import serving
 from cfpo_trl.tiny.model import build_model, build_tokenizer
 
 SMOLLM2 = Path(__file__).parents[1] / "studies" / "smollm2.py"
@@ -116,11 +116,7 @@ def main() -> None:
         folder = Path(folder[0])
         if state.is_main_process:
             (folder / "recipe.yaml").write_text(yaml.safe_dump(prepare(options.model, folder)))
-            log = stack.enter_context((folder / "server.log").open("w"))
-            command = [sys.executable, "-m", "cfpo_trl.cli", "serve", "--config", str(folder / "recipe.yaml")]
-            server = subprocess.Popen(command, env=environment_without_launcher(), stdout=log, stderr=log)
-            stack.callback(server.terminate)
-            wait_for_health(f"http://127.0.0.1:{PORT}", 300)
+            stack.enter_context(serving(folder / "recipe.yaml", folder / "server.log", environment_without_launcher()))
         state.wait_for_everyone()
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
         trainers = {mode: build_trainer(recipe, mode, state.num_processes) for mode in MODES}

@@ -6,45 +6,25 @@ python scripts/demo/demo_async.py     (or `make demo-async`; needs vLLM, here it
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import psutil
 
 import demo
 from cfpo_trl import grpo
+from cfpo_trl.rollouts.serving import serving
 
 RECIPE = Path("recipes/demo/config_cfpo_async.yaml")
 OUTPUT = demo.RUN / "async"
-SERVE = [sys.executable, "-m", "cfpo_trl.cli", "serve"]
 AGES = ("#9ecae1", "#6baed6", "#3182bd", "#08519c", "#08306b")
 
 
-@contextmanager
-def server() -> Iterator[None]:
-    """The recipe's vLLM server, ready; it ends with the block."""
-    log = demo.RUN / "server.log"
+def server() -> AbstractContextManager:
+    """The recipe's vLLM server."""
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*SERVE, "--config", str(RECIPE)], env=environment, stdout=file, stderr=subprocess.STDOUT
-        )
-    try:
-        subprocess.run([*SERVE, "--wait", "300", "--config", str(RECIPE)], check=True)
-        if process.poll() is not None:
-            sys.exit(f"The vLLM server did not start: see {log}.")
-        yield
-    finally:
-        members = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for member in members:
-            member.terminate()
-        for member in psutil.wait_procs(members, timeout=20)[1]:
-            member.kill()
+    return serving(RECIPE, demo.RUN / "server.log", environment)
 
 
 def plot(path: Path) -> None:

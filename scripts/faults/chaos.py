@@ -31,9 +31,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from cfpo_trl.checks.rollouts import ASYNCHRONOUS, PORT, URL
+from cfpo_trl.checks.rollouts import ASYNCHRONOUS, PORT
 from cfpo_trl.checks.task import recipe
-from cfpo_trl.rollouts.health import health_problem
+from cfpo_trl.rollouts.serving import serving
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "docs" / "faults" / "chaos.csv"
@@ -76,6 +76,7 @@ JUDGED = {"reward_funcs": ["exact_match", "accuracy"], "reward_weights": [1.0, 0
 PROGRAMS = {"reward_funcs": ["exact_match", "programs.printed"], "reward_weights": [1.0, 0.0]}
 ANSWERS = ("SIGKILL", "slow", "garbage", "NaN", "too few", "silent")
 DISKS = ("SIGKILL", "SIGTERM", "SIGSTOP", "clock", "full disk", "cut checkpoint", "few files")
+GO_ON = ("SIGSTOP", "slow", "few files", "clock")  # faults that a run outlives
 MODES = {
     "one": Mode(JUDGED, victims=("trainer", "judge"), faults=DISKS),
     "two": Mode(TWO, ("--engine", "cpu/ddp", "--num_processes", "2"), ("launcher", "rank", "command")),
@@ -188,17 +189,18 @@ def start(file: Path, mode: Mode, mark: str, log: Path, limit: int | None = None
         )
 
 
-def start_server(file: Path, mark: str, log: Path) -> subprocess.Popen:
-    """The vLLM server of the recipe, when it answers."""
+@contextmanager
+def server_of(mode: Mode, file: Path, mark: str, log: Path) -> Iterator[None]:
+    """The vLLM server of the recipe, where the mode has one; nothing of it is left after the block."""
+    if not mode.server:
+        yield
+        return
     environment = os.environ | {MARK: f"{mark} server", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    with log.open("a") as output:
-        command = [sys.executable, "-m", "cfpo_trl.cli", "serve", "--config", str(file)]
-        server = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-    while health_problem(URL) is not None:
-        if server.poll() is not None:
-            raise RuntimeError(f"the server ended with status {server.returncode}: {log}")
-        time.sleep(0.5)
-    return server
+    try:
+        with serving(file, log, environment):
+            yield
+    finally:
+        clear(f"{mark} server", 0)
 
 
 def wait(command: subprocess.Popen, seconds: float) -> bool:
@@ -249,13 +251,11 @@ def undisturbed(name: str, mode: Mode) -> float:
     if not file.exists():
         REWARDS.answer = "right"
         recipe_file, log = recipe_of(name, mode, run), OUT / f"{run}.log"
-        if mode.server:
-            start_server(recipe_file, run, log)
-        began = time.monotonic()
-        command = start(recipe_file, mode, run, log)
-        done = wait(command, SECONDS_TO_FINISH)
-        seconds = time.monotonic() - began
-        clear(f"{run} server", 0)
+        with server_of(mode, recipe_file, run, log):
+            began = time.monotonic()
+            command = start(recipe_file, mode, run, log)
+            done = wait(command, SECONDS_TO_FINISH)
+            seconds = time.monotonic() - began
         if not done or command.returncode:
             clear(run, 0)
             raise RuntimeError(f"{name} does not train even undisturbed: {log}")
@@ -330,28 +330,24 @@ def one_fault(number: int, name: str, fault: str, victim: str, seed: int) -> dic
     row = {"number": number, "mode": name, "fault": fault, "moment": round(moment, 1)}
     disk = small_disk(output) if fault == "full disk" else nullcontext()
     with disk:
-        if mode.server:
-            start_server(file, run, log)
-        command = start(file, mode, run, log, FILES if fault == "few files" else None)
-        wait(command, moment)
-        struck = strike(fault, victim, run, command, output, rng) if command.poll() is None else "it had ended"
-        began = time.monotonic()
-        goes_on = fault in ("SIGSTOP", "slow", "few files", "clock") or struck in ("nobody there", "judge", "sandbox")
-        ended = wait(command, SECONDS_TO_FINISH if goes_on else max(SECONDS_TO_END, 2 * seconds))
-        row |= {"struck": struck, "ended": round(time.monotonic() - began, 1), "hang": not ended}
-        row |= {"status": command.returncode if ended else "", "orphans": clear(run)}
+        with server_of(mode, file, run, log):
+            command = start(file, mode, run, log, FILES if fault == "few files" else None)
+            wait(command, moment)
+            struck = strike(fault, victim, run, command, output, rng) if command.poll() is None else "it had ended"
+            began = time.monotonic()
+            goes_on = fault in GO_ON or struck in ("nobody there", "judge", "sandbox")
+            ended = wait(command, SECONDS_TO_FINISH if goes_on else max(SECONDS_TO_END, 2 * seconds))
+            row |= {"struck": struck, "ended": round(time.monotonic() - began, 1), "hang": not ended}
+            row |= {"status": command.returncode if ended else "", "orphans": clear(run)}
         (output / "filler").unlink(missing_ok=True)
         REWARDS.answer = "right"
         again = 0
         while not (output / "train_results.json").exists() and again < 3:
-            if mode.server:
-                clear(f"{run} server", 0)
-                start_server(file, run, log)
-            command = start(file, mode, run, log)
-            row["hang"] |= not wait(command, SECONDS_TO_FINISH)
-            row["orphans"] += clear(run)
+            with server_of(mode, file, run, log):
+                command = start(file, mode, run, log)
+                row["hang"] |= not wait(command, SECONDS_TO_FINISH)
+                row["orphans"] += clear(run)
             again += 1
-        clear(f"{run} server", 0)
         steps = steps_of(output) if (output / "trainer_state.json").exists() else []
         whole = (output / "train_results.json").exists() and steps == list(range(1, STEPS + 1))
         row |= {"again": again, "whole": whole, "trajectory": "not promised"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from chaos import MODES, OUT, ROOT, clear, marked, recipe_of, start, start_server
+from chaos import MODES, OUT, ROOT, clear, marked, recipe_of, server_of, start
 
 EVERY = 5.0  # seconds between two looks
 LOGGED = 10  # steps between two logs
@@ -65,12 +65,10 @@ def watch(name: str, steps: int, path: Path) -> list[dict[str, float]]:
     options = {"max_steps": steps, "logging_steps": LOGGED, "save_steps": 500}
     file, log = recipe_of(name, mode, run, **options), OUT / f"{run}.log"
     log.unlink(missing_ok=True)
-    if mode.server:
-        start_server(file, run, OUT / f"{run}-server.log")
-    command = start(file, mode, run, log)
     rows: list[dict[str, float]] = []
-    before, since = 0.0, time.monotonic()
-    with path.open("w", newline="") as output:
+    with server_of(mode, file, run, OUT / f"{run}-server.log"), path.open("w", newline="") as output:
+        command = start(file, mode, run, log)
+        before, since = 0.0, time.monotonic()
         while command.poll() is None:
             time.sleep(EVERY)
             row = look(run, log)
@@ -83,7 +81,6 @@ def watch(name: str, steps: int, path: Path) -> list[dict[str, float]]:
                     writer.writeheader()
                 writer.writerow(rows[-1])
                 output.flush()
-    clear(f"{run} server", 0)
     if command.returncode or clear(run):
         sys.exit(f"{name} ended with status {command.returncode}: {log}")
     return rows

@@ -6,15 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from cfpo_trl.rollouts.server import wait_for_health
+from cfpo_trl.rollouts import serving as vllm_serving
 from cfpo_trl.tiny.model import build_model, build_tokenizer
 from equivalence_run import LETTERS
 
@@ -55,18 +54,9 @@ def train(recipe: Path, *overrides: str, engine: str | None = None, check: bool 
     return result
 
 
-@contextmanager
-def serving(recipe: Path, log: Path, wait: bool = True) -> Iterator[subprocess.Popen]:
+def serving(recipe: Path, log: Path, seconds: float = 240) -> AbstractContextManager[subprocess.Popen]:
     """The server that `cfpo serve` starts from a recipe; ends with the block, or when a test kills it."""
-    command = [sys.executable, "-m", "cfpo_trl.cli", "serve", "--config", str(recipe)]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT)
-    try:
-        if wait:
-            wait_for_health(server_url_of(recipe), 240)
-        yield process
-    finally:
-        kill(process)
+    return vllm_serving.serving(recipe, log, environment(), seconds)
 
 
 def server_url_of(recipe: Path) -> str:

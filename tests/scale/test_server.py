@@ -148,7 +148,7 @@ def test_slow_to_start_then_killed_then_back(recipe, tmp_path):
         max_steps=100_000,
     )
     output = tmp_path / "run"
-    with serving(path, tmp_path / "server.log", wait=False) as server:
+    with serving(path, tmp_path / "server.log", seconds=0) as server:
         trainer = subprocess.Popen(
             [*launch("ddp"), "--config", str(path), "--log_completions", "true"],
             cwd=ROOT,

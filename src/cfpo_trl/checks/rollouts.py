@@ -1,23 +1,18 @@
 """Rollouts by vLLM: its log-probs of what it wrote, after updates, against the trainer's."""
 
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..rollouts.health import health_problem
+from ..rollouts.serving import serving
 from .task import recipe, train
 
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
 TOLERANCE = 0.02  # vLLM's kernels are not the trainer's
 PORT = 8417
-URL = f"http://localhost:{PORT}"
 ASYNCHRONOUS: dict[str, Any] = {
     "num_iterations": None,  # an option of synchronous training
     "rollouts": "async",
@@ -44,7 +39,7 @@ def server(out: Path) -> str:
     """From a server on the last GPU, over NCCL."""
     options = {"use_vllm": True, "vllm_mode": "server", "vllm_server_port": PORT}
     file = recipe(out, "server", num_iterations=1, max_steps=6, learning_rate=1e-3, **options)
-    with serving(file):
+    with on_last_gpu(file):
         return difference(train(file, **first_gpu()))
 
 
@@ -58,26 +53,17 @@ def difference(entries: list[dict[str, Any]]) -> str:
 def asynchronous(out: Path) -> str:
     """Twelve updates while the server goes on writing: the age of what was trained."""
     file = recipe(out, "asynchronous", max_steps=12, **ASYNCHRONOUS)
-    with serving(file):
+    with on_last_gpu(file):
         entries = train(file, **first_gpu())
     ages = [entry["staleness/mean"] for entry in entries if "staleness/mean" in entry]
     assert len(ages) == 12, f"{len(ages)} of 12 updates were trained"
     return f"mean age {sum(ages) / len(ages):.1f} versions, largest {max(ages):.1f}"
 
 
-@contextmanager
-def serving(file: Path) -> Iterator[None]:
-    """A server of the recipe, on the last GPU, while the block runs."""
+def on_last_gpu(file: Path) -> AbstractContextManager:
+    """The server of the recipe; its log stands beside it."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(torch.cuda.device_count() - 1)}
-    process = subprocess.Popen([sys.executable, "-m", "cfpo_trl.cli", "serve", "--config", str(file)], env=environment)
-    try:
-        while health_problem(URL) is not None:
-            assert process.poll() is None, f"the server ended with status {process.returncode}"
-            time.sleep(1)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
+    return serving(file, file.with_suffix(".server.log"), environment)
 
 
 def first_gpu() -> dict[str, str]:
