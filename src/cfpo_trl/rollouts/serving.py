@@ -61,9 +61,11 @@ def end_all(process: subprocess.Popen) -> None:
     if process.poll() is None:
         started = psutil.Process(process.pid).children(recursive=True)
         for one in (process, *started):
-            one.terminate()
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
         for one in (process, *psutil.wait_procs(started, timeout=GRACE)[1]):
-            one.kill()
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
     process.wait()
