@@ -126,13 +126,23 @@ def step_with_liger(out: Path) -> str:
 
 def step_of(out: Path, liger: bool) -> str:
     size = size_here()
+    found = compare(*steps(size, out, gradient_checkpointing=True, use_liger_kernel=liger), ROUNDS)
+    low, middle, high = found.quartiles
+    times = (
+        f"CFPO {1000 * found.cfpo:.0f} ms, GRPO {1000 * found.grpo:.0f} ms, ratio {middle:.3f} [{low:.3f}, {high:.3f}]"
+    )
+    peaks = f"peak {found.cfpo_peak / 2**30:.2f} and {found.grpo_peak / 2**30:.2f} GiB above the weights"
+    return f"{size.name}, {size.rows} × {size.completion} tokens: {times}; {peaks}"
+
+
+def steps(size: Size, out: Path, **options: bool) -> tuple[Work, Work]:
+    """CFPO's step and GRPO's on the same batch, which both have moved away from; model and optimizer are shared."""
     model = random_model(size)
     batch = {name: value.to(device()) for name, value in batch_of(size.rows, 64, size.completion).items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
-    options = {"gradient_checkpointing": True, "use_liger_kernel": liger, "num_iterations": 2}
 
-    def work_of(kind: type[GRPOTrainer]) -> Work:
-        trainer = trainer_of(kind, model, out, bf16=torch.cuda.is_available(), **options)
+    def step_by(kind: type[GRPOTrainer]) -> Work:
+        trainer = trainer_of(kind, model, out, bf16=torch.cuda.is_available(), num_iterations=2, **options)
         trainer.current_gradient_accumulation_steps = 1
         trainer.model.train()
 
@@ -144,13 +154,7 @@ def step_of(out: Path, liger: bool) -> str:
 
         return work
 
-    found = compare(work_of(CFPOTrainer), work_of(GRPOTrainer), ROUNDS)
-    low, middle, high = found.quartiles
-    times = (
-        f"CFPO {1000 * found.cfpo:.0f} ms, GRPO {1000 * found.grpo:.0f} ms, ratio {middle:.3f} [{low:.3f}, {high:.3f}]"
-    )
-    peaks = f"peak {found.cfpo_peak / 2**30:.2f} and {found.grpo_peak / 2**30:.2f} GiB above the weights"
-    return f"{size.name}, {size.rows} × {size.completion} tokens: {times}; {peaks}"
+    return step_by(CFPOTrainer), step_by(GRPOTrainer)
 
 
 def generation(out: Path) -> str:
