@@ -22,7 +22,7 @@ def unpack(folder: Path) -> Path:
     """Writes model and tokenizer into `folder` in fp32, and returns it.
 
     Of the quantized weights a part lies midway between two numbers of bfloat16. In bf16 arithmetic the least update
-    rounds all of these the other way: one of 2.5e-7 moved the policy by a total variation of 0.18, in fp32 by 0.004. So
+    rounds all of these the other way: one of 2.5e-7 moved the policy by a total variation of 0.18 (0.004 in fp32). So
     each weight is moved first, by less than the half step that bf16 itself may be off: 0.02 then, bf16's own noise.
     """
     if not PACKAGES.exists():
