@@ -43,7 +43,7 @@ def unpack(folder: Path) -> Path:
     return folder
 
 
-def write_sums(folder: Path, train: int = 3000, held_out: int = 128) -> Path:
+def write_sums(folder: Path, train: int = 3000, held_out: int = 256) -> Path:
     """Sums of two numbers of two digits behind an example, `15 + 43 = 58`: the model goes on.
 
     No sum that is asked in one split is asked in the other, or is an example.
