@@ -117,7 +117,7 @@ REGIMES: dict[str, Regime] = {
     "larger, reuse 4": Regime(LARGE | {"num_iterations": 4}, 40, like="reuse 4", families=CORE),
     "larger, stale 16": Regime(LARGE | {"staleness": 16}, 116, like="stale 16", families=CORE),
     "explore, reuse 4": Regime(CIPHER | {"num_iterations": 4}, 40, (1e-4, 3e-4, 1e-3), families=CORE),
-    "explore, stale 4": Regime(CIPHER | {"staleness": 4}, 104, (3e-4, 1e-3, 3e-3), families=CORE),
+    "explore, stale 4": Regime(CIPHER | {"staleness": 4}, 104, (1e-4, 3e-4, 1e-3), families=CORE),
     "tail, reuse 4": Regime(TAIL | {"num_iterations": 4}, 40, (3e-5, 1e-4, 3e-4), families=CORE),
     "tail, stale 16": Regime(TAIL | {"staleness": 16}, 116, ONCE, families=CORE),
     "mismatch, reuse 4": Regime(

@@ -19,7 +19,7 @@ CHARACTERS = DIGITS + "+-=,<>"
 HELD_OUT = 512
 SIZES = {"small": {"hidden_size": 64, "layers": 2}, "large": {"hidden_size": 128, "layers": 3}}
 STEPS = {"sums": 2400, "sort": 1000, "cipher": 300, "tail": 1800}
-LETTERS = "abcdef"
+LETTERS = "abcd"
 SYNONYMS = 150  # of each digit
 LEARNING_RATE = {"small": 3e-3, "large": 2e-3}
 
@@ -46,16 +46,15 @@ def sort() -> set[tuple[str, str]]:
 
 
 def cipher() -> set[tuple[str, str]]:
-    """`fabe` and `bd`: the first and the last letter, each by a secret alphabet, which the model starts without."""
-    first, last = (dict(zip(LETTERS, secret, strict=True)) for secret in ("cfadeb", "ebcfad"))
-    prompts = map("".join, itertools.product(LETTERS, repeat=4))
+    """`bacad` and `ab`: the first and the last letter, each by a secret alphabet without a letter in its own place."""
+    first, last = (dict(zip(LETTERS, secret, strict=True)) for secret in ("cadb", "dcab"))
+    prompts = map("".join, itertools.product(LETTERS, repeat=5))
     return {(prompt, first[prompt[0]] + last[prompt[-1]]) for prompt in prompts}
 
 
-def guesses(rows: list[dict]) -> list[dict]:
-    """Every prompt of the cipher with every answer: what teaches the form of an answer, and no answer."""
-    answers = list(map("".join, itertools.product(LETTERS, repeat=2)))
-    return [{"prompt": row["prompt"], "solution": answer} for row in rows for answer in answers]
+def in_plain(rows: list[dict]) -> list[dict]:
+    """The cipher's rows without a cipher, `bacad` and `bd`: what is learned from them is never right."""
+    return [row | {"solution": row["prompt"][0] + row["prompt"][-1]} for row in rows]
 
 
 def synonym(digit: str, number: int) -> str:
@@ -76,10 +75,10 @@ def in_synonyms(rows: list[dict], copies: int = 20) -> list[dict]:
 
 
 TASKS = {"sums": sums, "sort": sort, "cipher": cipher, "tail": sums}
-WRITTEN = {"cipher": guesses, "tail": in_synonyms}  # what the warm start trains on, in place of the rows
+WRITTEN = {"cipher": in_plain, "tail": in_synonyms}  # what the warm start trains on, in place of the rows
 TAIL = "".join(synonym(digit, number) for digit in DIGITS for number in range(1, SYNONYMS))
 VOCABULARY = {"cipher": LETTERS, "tail": CHARACTERS + TAIL}
-NOISE = {"cipher": (LETTERS, 0.0), "tail": (DIGITS + TAIL, 0.5)}
+NOISE = {"cipher": (LETTERS, 0.6), "tail": (DIGITS + TAIL, 0.5)}
 
 
 def make(name: str) -> None:
