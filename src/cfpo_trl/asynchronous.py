@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .config import TrustRegionConfig, check_trust_region
 from .objective import clip
 from .rollouts.health import PatientHealth, RolloutServerError
+from .rollouts.sequence_level import LEVELS, of_sequences
 from .rollouts.server import sync_folder
 from .rollouts.staleness import VersionedCollator, VersionedQueue, ahead, pace, waiting_groups
 from .rollouts.transfer import FolderTransfer, WatchedTransfer
@@ -46,10 +47,20 @@ class AsyncCFPOConfig(TrustRegionConfig, AsyncGRPOConfig):
 
     Args:
         reward_weights (`list[float]`, *optional*): Weight of each reward function in the sum; default 1.
+        importance_sampling_level (`str`, defaults to `"token"`): What has a ratio: each token, or with `"sequence"`
+            each completion, the geometric mean of its tokens' (https://arxiv.org/abs/2507.18071).
     """
 
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward function in the sum; default 1."}
+    )
+    importance_sampling_level: str = field(
+        default="token",
+        metadata={
+            "help": "What has a ratio: each 'token', or with 'sequence' each completion, the geometric mean of its "
+            "tokens'.",
+            "choices": list(LEVELS),
+        },
     )
 
 
@@ -61,6 +72,9 @@ def check_asynchronous(args: Any) -> None:
             f"max_staleness={args.max_staleness} cannot hold: between queue and update a sample ages by up to "
             f"{ahead(args)} versions. Use {ahead(args)} or more."
         )
+    level = level_of(args)
+    if level not in LEVELS:
+        raise ValueError(f"importance_sampling_level={level!r} is unknown; use one of {', '.join(LEVELS)}.")
     weights = getattr(args, "reward_weights", None)  # a plain AsyncGRPOConfig has none
     if 0.0 in (weights or []):
         raise ValueError(f"reward_weights={weights} has a 0, a reward that is not used; leave it out.")
@@ -70,6 +84,11 @@ def check_asynchronous(args: Any) -> None:
             "Asynchronous training gathers the weights of FSDP2 alone, and ZeRO-3 shards them, too; use FSDP2, DDP or "
             "ZeRO-2."
         )
+
+
+def level_of(args: Any) -> str:
+    """What has a ratio; a plain `AsyncGRPOConfig` has tokens alone."""
+    return getattr(args, "importance_sampling_level", "token")
 
 
 class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
@@ -222,6 +241,8 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         if self._untrained:  # on the main process
             self._trained_groups.update(self._untrained.popleft(), self.rollout_queue.dropped)
         self._versions = inputs["model_version"][inputs["token_index"] >= 0]
+        if level_of(self.args) == "sequence":
+            model, inputs = of_sequences(model, inputs)
         return super().compute_loss(model, inputs, *arguments, **keywords)
 
     @torch.no_grad()
