@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -135,6 +136,11 @@ def main() -> None:
     ]
     missing = sorted((run for run in planned if run not in done), key=lambda run: run[1] != MIDDLE)
     if missing and not parser.parse_args().report:
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # both end the server; a shell's background job ignores the first
+            signal.signal(number, signal.default_int_handler)
         prepare_if_missing()
         ROWS.parent.mkdir(exist_ok=True)
         with server():
