@@ -14,7 +14,7 @@ import yaml
 from trl import TrlParser
 
 from cfpo_trl.grpo import ARGUMENTS
-from cfpo_trl.studies.objectives import build
+from cfpo_trl.studies.objectives import trainer_of
 from cfpo_trl.studies.plan import expand, load_study
 from cfpo_trl.studies.report import (
     at_equal_length,
@@ -146,7 +146,7 @@ def test_studies_of_the_repository(path, monkeypatch, tmp_path):
     runs = expand(load_study(path))
     assert {run.cell["objective"] for run in runs} >= {"cfpo", "grpo"}
     for run in runs:
-        build(run.cell["objective"])
+        assert trainer_of(run.cell["objective"])
         assert run.recipe["max_steps"] % run.recipe["eval_steps"] == 0
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(runs[-1].script_recipe))
     arguments = ["--config", str(tmp_path / "recipe.yaml"), "--bf16", "false", "--use_cpu", "true"]
