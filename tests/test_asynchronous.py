@@ -188,7 +188,7 @@ def in_fp64(model):
 @pytest.mark.parametrize("widths", WIDTHS, ids=WIDTH_NAMES)
 @pytest.mark.parametrize("seed", range(3))
 def test_loss_and_gradient_are_cfpo_s_on_packed_rows(build, model, seed, widths, budget, forward, value, gradient):
-    trainer = build(**widths)
+    trainer, of_sequences = build(**widths), "importance_sampling_level" in widths
     packed, plain = trainer.model.double(), AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     rows = samples(seed, 12)
     trainer.current_gradient_accumulation_steps = 1
@@ -202,9 +202,9 @@ def test_loss_and_gradient_are_cfpo_s_on_packed_rows(build, model, seed, widths,
         expected = reference(plain, rows[seen : seen + count], trainer.args)
         expected.backward()
         seen += count
-        assert loss.item() == pytest.approx(expected.item(), rel=value, abs=value / 10)
+        assert loss.item() == pytest.approx(expected.item(), rel=value, abs=value / 10 if of_sequences else None)
         size = max(param.grad.abs().max() for param in plain.parameters())
-        size *= 5 if "importance_sampling_level" in widths else 1  # of smaller gradients' sums
+        size *= 5 if of_sequences else 1  # a mean's loss and gradient are smaller than what they are made of
         for (name, param), other in zip(packed.named_parameters(), plain.parameters(), strict=True):
             assert (param.grad - other.grad).abs().max() <= gradient * size, name
     assert seen >= 8

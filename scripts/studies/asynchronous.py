@@ -136,10 +136,8 @@ def main() -> None:
     ]
     missing = sorted((run for run in planned if run not in done), key=lambda run: run[1] != MIDDLE)
     if missing and not parser.parse_args().report:
-        for number in (
-            signal.SIGINT,
-            signal.SIGTERM,
-        ):  # both end the server; a shell's background job ignores the first
+        # Both end the server, too; a shell's background job would ignore the first.
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
         prepare_if_missing()
         ROWS.parent.mkdir(exist_ok=True)

@@ -48,7 +48,8 @@ class AsyncCFPOConfig(TrustRegionConfig, AsyncGRPOConfig):
     Args:
         reward_weights (`list[float]`, *optional*): Weight of each reward function in the sum; default 1.
         importance_sampling_level (`str`, defaults to `"token"`): What has a ratio: each token, or with `"sequence"`
-            each completion, the geometric mean of its tokens' (https://arxiv.org/abs/2507.18071).
+            each completion, the geometric mean of its tokens' (https://arxiv.org/abs/2507.18071). The metrics then are
+            of that ratio, which counts for each trained token of its completion.
     """
 
     reward_weights: list[float] | None = field(

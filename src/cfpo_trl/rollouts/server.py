@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,11 @@ def check_server(args: GRPOConfig, model_args: ModelConfig, max_prompt_length: i
         raise ValueError(f"The vLLM server at {url} lacks --weight-transfer-config. {START}")
 
 
-def wait_for_health(url: str, seconds: float) -> None:
-    """Returns as soon as the server is healthy; a `ConnectionError` says what it answered instead."""
+def wait_for_health(url: str, seconds: float, between: Callable[[], None] = lambda: None) -> None:
+    """Returns as soon as the server is healthy; a `ConnectionError` says what it answered instead.
+
+    `between` is called between two looks, and may raise.
+    """
     deadline = time.monotonic() + seconds
     told = 0.0
     while (problem := health_problem(url)) is not None:
@@ -153,6 +157,7 @@ def wait_for_health(url: str, seconds: float) -> None:
         if time.monotonic() - told > 10:
             logger.info("Waiting for the vLLM server at %s, %.0f s more: %s", url, left, problem)
             told = time.monotonic()
+        between()
         time.sleep(min(1.0, left))
 
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from .health import health_problem
+from .server import wait_for_health
 
 GRACE = 20.0  # seconds for a process to end by itself
 
@@ -28,14 +27,20 @@ def serving(
         seconds: To get healthy; 0 does not wait.
 
     Raises:
-        RuntimeError: the server ended, or got healthy not in time; names the log.
+        RuntimeError: the server ended; names the log.
+        ConnectionError: it is not healthy in time.
     """
     command = [sys.executable, "-m", "cfpo_trl.cli", "serve", "--config", str(recipe)]
     with log.open("a") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+
+    def check_it_runs() -> None:
+        if process.poll() is not None:
+            raise RuntimeError(f"The vLLM server ended with status {process.returncode}; its log is {log}.")
+
     try:
         if seconds:
-            wait_until_healthy(process, local_url(recipe), log, seconds)
+            wait_for_health(local_url(recipe), seconds, check_it_runs)
         yield process
     finally:
         end_all(process)
@@ -44,16 +49,6 @@ def serving(
 def local_url(recipe: Path) -> str:
     """Where the recipe's server listens on this machine, by TRL's default port where the recipe names none."""
     return f"http://localhost:{yaml.safe_load(recipe.read_text()).get('vllm_server_port', 8000)}"
-
-
-def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while (problem := health_problem(url)) is not None:
-        if process.poll() is not None:
-            raise RuntimeError(f"The vLLM server ended with status {process.returncode}; its log is {log}.")
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"The vLLM server is not healthy after {seconds:g} s, {problem}; its log is {log}.")
-        time.sleep(0.5)
 
 
 def end_all(process: subprocess.Popen) -> None:
