@@ -83,6 +83,8 @@ CORE = [  # what led in one of the first regimes, and what it is compared with
     "one-sided CFPO", "truncated, one-sided", "bounded CFPO, sequence",
 ]  # fmt: skip
 FEW = ["GRPO", "GSPO", "CFPO", "bounded CFPO", "truncated, one-sided", "no region"]
+COMPLETION = [*FEW, "bounded CFPO, sequence"]
+RARE = [*COMPLETION, "DAPO", "DPPO", "DRPO"]  # with those that let a rare token grow further
 
 
 @dataclass(frozen=True)
@@ -109,17 +111,17 @@ REGIMES: dict[str, Regime] = {
     "reuse 1": Regime(SUMS, 100, like="stale 4", families=CORE),
     "reuse 4": Regime(SUMS | {"num_iterations": 4}, 40, (3e-5, 1e-4, 3e-4)),
     "reuse 16": Regime(SUMS | {"num_iterations": 16}, 30, (1e-5, 3e-5, 1e-4)),
-    "reuse 64": Regime(SUMS | {"num_iterations": 64}, 16, (4e-6, 1.2e-5, 4e-5), families=CORE),
+    "reuse 64": Regime(SUMS | {"num_iterations": 64}, 16, (4e-6, 1.2e-5, 4e-5), families=COMPLETION),
     "stale 1": Regime(SUMS | {"staleness": 1}, 101, like="stale 4", families=CORE),
     "stale 4": Regime(SUMS | {"staleness": 4}, 104, ONCE, families=CORE),
     "stale 16": Regime(SUMS | {"staleness": 16}, 116, ONCE),
     "stale 64": Regime(SUMS | {"staleness": 64}, 192, (3e-5, 1e-4, 3e-4), families=CORE),
     "larger, reuse 4": Regime(LARGE | {"num_iterations": 4}, 40, like="reuse 4", families=CORE),
-    "larger, stale 16": Regime(LARGE | {"staleness": 16}, 116, like="stale 16", families=CORE),
+    "larger, stale 16": Regime(LARGE | {"staleness": 16}, 116, like="stale 16", families=COMPLETION),
     "explore, reuse 4": Regime(CIPHER | {"num_iterations": 4}, 40, (1e-4, 3e-4, 1e-3), families=CORE),
     "explore, stale 4": Regime(CIPHER | {"staleness": 4}, 104, (1e-4, 3e-4, 1e-3), families=CORE),
-    "tail, reuse 4": Regime(TAIL | {"num_iterations": 4}, 40, (3e-5, 1e-4, 3e-4), families=CORE),
-    "tail, stale 16": Regime(TAIL | {"staleness": 16}, 116, ONCE, families=CORE),
+    "tail, reuse 4": Regime(TAIL | {"num_iterations": 4}, 40, (3e-5, 1e-4, 3e-4), families=RARE),
+    "tail, stale 16": Regime(TAIL | {"staleness": 16}, 116, ONCE, families=RARE),
     "mismatch, reuse 4": Regime(
         SUMS | {"num_iterations": 4, "rollout_dtype": "bfloat16"}, 40, like="reuse 4", families=CORE
     ),
