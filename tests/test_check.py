@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from transformers.cache_utils import DynamicLayer
 from trl import GRPOTrainer
 
-from cfpo_trl.checks import loss, run
+from cfpo_trl.checks import loss, rollouts, run
 from cfpo_trl.checks.machine import facts
 from cfpo_trl.checks.parts import PARTS, Part
 from cfpo_trl.checks.run import report, run_part
@@ -61,6 +62,16 @@ def test_one_update_is_grpo_s_and_another_trainer_s_is_not(tmp_path, monkeypatch
     monkeypatch.setattr(loss.CFPOTrainer, "compute_loss", lambda *a, **k: -original(*a, **k))
     with pytest.raises(AssertionError, match="a weight differs by"):
         loss.one_update(tmp_path)
+
+
+def test_what_transformers_writes_by_is_what_is_trained_and_another_cache_is_found_out(tmp_path, monkeypatch):
+    assert "largest difference of log-probs" in rollouts.by_transformers(tmp_path)
+    update = DynamicLayer.update
+    monkeypatch.setattr(
+        DynamicLayer, "update", lambda self, keys, *rest, **more: update(self, 1.1 * keys, *rest, **more)
+    )
+    with pytest.raises(AssertionError, match="log-probs differ by up to"):
+        rollouts.by_transformers(tmp_path)
 
 
 def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.integrations.liger import apply_liger_kernel
 from trl import GRPOTrainer
 
 from .. import CFPOTrainer
@@ -145,6 +146,8 @@ def steps(size: Size, out: Path, **options: bool) -> tuple[Work, Work]:
         trainer = trainer_of(kind, model, out, bf16=torch.cuda.is_available(), num_iterations=2, **options)
         trainer.current_gradient_accumulation_steps = 1
         trainer.model.train()
+        if trainer.args.use_liger_kernel:  # as `train` does when it begins
+            apply_liger_kernel(trainer.model, trainer.args.liger_kernel_config)
 
         def work() -> None:
             with trainer.accelerator.autocast():

@@ -48,6 +48,7 @@ PARTS = {
     "one update": Part("loss:one_update", 90, "with one update per batch CFPO's weights are GRPO's"),
     "attention": Part("loss:attention", 90, "flash attention's log-probs against PyTorch's", 1, ("flash-attn",)),
     "learning": Part("training:learning", 240, "the reward of a tiny model rises"),
+    "rollouts": Part("rollouts:by_transformers", 150, "transformers writes by the probabilities that are trained"),
     "resume": Part("training:resume", 150, "killed and resumed, a run ends as an uninterrupted one"),
     "LoRA": Part("training:lora", 90, "adapters move, the base does not", packages=PEFT),
     "QLoRA": Part("training:qlora", 120, "adapters over 4-bit weights", 1, (*PEFT, "bitsandbytes")),

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM: its log-probs of what it wrote, after updates, against the trainer's."""
+"""Rollouts: the log-probs by which transformers and vLLM write, after updates too, against the trainer's."""
 
 import os
 from contextlib import AbstractContextManager
@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..rollouts.serving import serving
-from .task import recipe, train
+from .loss import device
+from .task import prepared, recipe, train
 
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
 TOLERANCE = 0.02  # vLLM's kernels are not the trainer's
+FP32 = 1e-3  # transformers' are, token by token
 PORT = 8417
 ASYNCHRONOUS: dict[str, Any] = {
     "num_iterations": None,  # an option of synchronous training
@@ -27,6 +30,24 @@ ASYNCHRONOUS: dict[str, Any] = {
         "fields": {"content": {"close": "<eos>"}},
     },
 }
+
+
+def by_transformers(out: Path) -> str:
+    """The distributions from which `generate` sampled, token by token, and those of one pass over what it wrote."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    start = prepared(out) / "start"
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).to(device()).eval()
+    prompts = tokenizer(["123>", "45>", "6>"] * 16, return_tensors="pt", padding=True).to(device())
+    lengths = {"min_new_tokens": 4, "max_new_tokens": 4, "return_dict_in_generate": True, "output_logits": True}
+    with torch.inference_mode():
+        written = model.generate(**prompts, do_sample=True, **lengths)
+        mask = torch.nn.functional.pad(prompts["attention_mask"], (0, 4), value=1)
+        passed = model(input_ids=written.sequences, attention_mask=mask, use_cache=False).logits[:, -5:-1]
+    sampled = torch.stack(written.logits, dim=1)
+    difference = (sampled.log_softmax(dim=-1) - passed.log_softmax(dim=-1)).abs().max().item()
+    assert difference < FP32, f"log-probs differ by up to {difference:.1e}, tolerance {FP32:g}"
+    return f"largest difference of log-probs: {difference:.1e} (tolerance {FP32:g})"
 
 
 def colocated(out: Path) -> str:

@@ -119,6 +119,8 @@ def write_result(folder: Path, cell: dict[str, Any], history: list, seconds: flo
 @cache
 def commit() -> str:
     """The commit that this process runs, with a + where files differed from it; the version where it is installed."""
+    if not shutil.which("git"):
+        return __version__
     described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(described, capture_output=True, text=True).stdout.strip() or __version__
 
