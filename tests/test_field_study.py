@@ -8,8 +8,9 @@ import pytest
 
 import field
 import field_report
+import smollm2_report
 from cfpo_trl.studies.objectives import trainer_of
-from cfpo_trl.studies.plan import expand
+from cfpo_trl.studies.plan import expand, load_study
 
 
 def rows_of(regime: str, finals) -> pd.DataFrame:
@@ -81,3 +82,62 @@ def test_differences_are_matched_by_seed():
     assert means.loc["CFPO", "stale 4"] == pytest.approx(0.05)
     assert texts.loc["CFPO", "stale 4"] == "+0.050 [+0.050, +0.050]"
     assert texts.loc["GRPO", "stale 4"] == "0.300"
+
+
+def confirmed_rows(finals: dict[tuple[str, str], float]) -> pd.DataFrame:
+    """Five seeds of each regime and family, apart by less than a hundredth."""
+    return pd.DataFrame(
+        {"regime": regime, "family": family, "seed": seed, "final": final + 0.001 * seed}
+        for (regime, family), final in finals.items()
+        for seed in field.FRESH_SEEDS
+    )
+
+
+def test_verdicts_count_the_regimes_in_which_an_objective_is_behind():
+    finals = {("stale 4", "GRPO"): 0.5, ("stale 4", "CFPO"): 0.4, ("stale 4", "GSPO"): 0.6, ("stale 1", "GRPO"): 0.5}
+    finals |= {("stale 1", "CFPO"): 0.7, ("reuse 1", "CFPO"): 0.1, ("reuse 1", "GRPO"): 0.5}  # the last: not counted
+    table = field_report.verdicts(confirmed_rows(finals)).splitlines()
+    assert table[2:] == [
+        "| GSPO | 1 | 1 | 0 | 0 | 0 | +0.100 (stale 4) |",
+        "| CFPO | 2 | 1 | 0 | 1 | 1 | -0.100 (stale 4) |",
+    ]
+
+
+def test_a_table_is_put_between_its_comments_and_a_page_without_them_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(field_report, "PAGE", page := tmp_path / "page.md")
+    page.write_text("a\n<!-- one -->\nold\n\nolder\n<!-- end -->\nb\n<!-- two -->\n\n<!-- end -->\n")
+    field_report.put("one", "new \\1")
+    field_report.put("two", "other\n")
+    assert page.read_text() == "a\n<!-- one -->\nnew \\1\n<!-- end -->\nb\n<!-- two -->\nother\n<!-- end -->\n"
+    with pytest.raises(AssertionError, match="page.md has no place for three"):
+        field_report.put("three", "")
+
+
+def test_the_pretrained_table_compares_best_rates_by_the_mean_of_the_last_evaluations():
+    finals = {("GRPO", 1e-6): 0.5, ("GRPO", 1e-5): 0.6, ("CFPO", 1e-6): 0.7, ("CFPO", 1e-5): 0.2}
+    rows = pd.DataFrame(
+        {
+            "part": "p",
+            "form": form,
+            "learning_rate": rate,
+            "seed": seed,
+            "rollout_batches": batch,
+            "epsilon": 0.2,
+            "held_out": final + (0.1 * seed if batch > 4 else -9.0),
+        }
+        for (form, rate), final in finals.items()
+        for seed in (0, 1)
+        for batch in (0, 4, 8, 12, 16)
+    )
+    table = smollm2_report.main_table(rows, "p").splitlines()
+    assert table[0] == "| p | ε | rate 1e-06 | rate 1e-05 | at the best rate − GRPO's |"
+    assert table[2] == "| GRPO | 0.2 | 0.550 (0.50–0.60) | 0.650 (0.60–0.70) | – |"
+    assert table[3] == "| CFPO | 0.2 | 0.750 (0.70–0.80) | 0.250 (0.20–0.30) | +0.100 [+0.100, +0.100] |"
+
+
+def test_the_pretrained_rows_in_the_repository_are_of_the_study_and_whole():
+    rows = pd.read_csv(smollm2_report.ROWS)
+    runs = expand(load_study("scripts/studies/smollm2.yaml"))
+    assert set(rows["part"]) <= {part for run in runs for part in run.parts}
+    assert set(rows["form"]) == {name for name, _ in smollm2_report.FORMS.values()}
+    assert (rows.groupby(smollm2_report.KEY[:-1]).size() == 9).all()

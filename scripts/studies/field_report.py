@@ -1,7 +1,9 @@
 """The tables and pictures of docs/which-objective.md, from docs/which-objective/runs.csv.
 
-python scripts/studies/field_report.py     (prints the main tables; writes regimes.md and the pictures beside the rows)
+python scripts/studies/field_report.py     (writes them into the page; regimes.md and the pictures beside the rows)
 """
+
+import re
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -14,26 +16,40 @@ from field import FRESH_SEEDS, REGIMES, ROWS, read_rows, tuned_for
 matplotlib.use("Agg")
 plt.rcParams.update({"font.size": 9, "savefig.dpi": 130})
 
-Bounds = tuple[float, float, float]
+PAGE = ROWS.parents[1] / "which-objective.md"
 HEAD = """\
 Written by `python scripts/studies/field_report.py` from [runs.csv](runs.csv). What the regimes are, and what the
 columns mean, is in [which objective](../which-objective.md#how-it-was-done)."""
 
 
-def differences(rows: pd.DataFrame, regime: str, family: str) -> np.ndarray:
-    """Final reward less GRPO's, one per fresh seed that both have."""
+def differences(rows: pd.DataFrame, regime: str, family: str, other: str = "GRPO") -> np.ndarray:
+    """Final reward less the other's, one per fresh seed that both have."""
     confirmed = rows[(rows["regime"] == regime) & rows["seed"].isin(FRESH_SEEDS)]
     wide = confirmed.pivot(index="seed", columns="family", values="final")
-    if not {family, "GRPO"} <= set(wide):
+    if not {family, other} <= set(wide):
         return np.array([])
-    return (wide[family] - wide["GRPO"]).dropna().to_numpy()
+    return (wide[family] - wide[other]).dropna().to_numpy()
 
 
-def level(bounds: Bounds | None) -> str:
-    """What the interval says: better or worse than GRPO, or level with it."""
-    if bounds is None:
-        return "–"
-    return "better" if bounds[1] > 0 else "worse" if bounds[2] < 0 else "level"
+def verdicts(rows: pd.DataFrame) -> str:
+    """In how many regimes each family is ahead of GRPO, level or behind, and behind the best one there, by intervals.
+
+    The best first: fewest regimes behind GRPO. Where a batch is trained once, fresh, nothing differs: not counted.
+    """
+    confirmed = rows[rows["seed"].isin(FRESH_SEEDS) & (rows["regime"] != "reuse 1")]
+    means = confirmed.groupby(["family", "regime"])["final"].mean().unstack()
+    lines = []
+    for family, of_regimes in means.drop(index="GRPO").iterrows():
+        there = of_regimes.dropna().index
+        found = {regime: interval([differences(rows, regime, family)]) for regime in there}
+        to_best = [interval([differences(rows, regime, family, means[regime].idxmax())]) for regime in there]
+        ahead = sum(low > 0 for _, low, _ in found.values())
+        behind = sum(high < 0 for _, _, high in found.values())
+        worst = min(found, key=lambda regime: found[regime][0])
+        counts = [len(there), ahead, len(there) - ahead - behind, behind, sum(high < 0 for _, _, high in to_best)]
+        lines.append([family, *map(str, counts), f"{found[worst][0]:+.3f} ({worst})"])
+    lines.sort(key=lambda line: (int(line[4]) / int(line[1]), -int(line[2])))
+    return markdown(lines, ["", "regimes", "ahead of GRPO", "level", "behind", "behind the best", "worst mean"])
 
 
 def main_table(rows: pd.DataFrame, use: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -148,13 +164,23 @@ def hours(rows: pd.DataFrame) -> str:
     return f"{len(rows)} runs, {rows['seconds'].sum() / 3600:.1f} core hours, commits {commits}."
 
 
+def put(name: str, text: str) -> None:
+    """Puts the text into the page, between its two comments of that name."""
+    page = PAGE.read_text(encoding="utf-8")
+    between = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    assert len(between.findall(page)) == 1, f"{PAGE.name} has no place for {name}"
+    PAGE.write_text(between.sub(lambda found: found[1] + text.strip() + found[2], page), encoding="utf-8")
+
+
 def main() -> None:
     rows = read_rows()
+    put("verdicts", verdicts(rows))
     pages = ["# The regimes, one by one", HEAD, hours(rows)]
     for use in ("reuse", "stale"):
         means, texts = main_table(rows, use)
         draw_table(means, texts, use)
-        print(markdown([[name, *row] for name, row in zip(texts.index, texts.to_numpy(), strict=True)], ["", *texts]))
+        lines = [[name, *row] for name, row in zip(texts.index, texts.to_numpy(), strict=True)]
+        put(use, markdown(lines, ["", *texts]))
         for regime in means:
             draw_regime(rows, regime)
             picture = f"![Final reward by objective]({picture_of(regime)})"
