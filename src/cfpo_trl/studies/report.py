@@ -5,6 +5,7 @@ python -m cfpo_trl.studies.report runs/compare/quick     (`cfpo study` runs the 
 
 import argparse
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -329,7 +330,9 @@ def plot_curves(table: pd.DataFrame, runs: pd.DataFrame, objectives: list[str], 
             if is_share(runs):
                 axes[y, x].set_ylim(0, 1)
             axes[0, x].set_title(named(column))
-        axes[y, 0].set_ylabel(f"{named(setting)}\nheld-out reward".strip())
+        axes[y, 0].set_ylabel(
+            textwrap.fill(f"{named(setting)}: held-out reward".lstrip(": "), 30, break_on_hyphens=False)
+        )
     for axis in axes[-1]:
         axis.set_xlabel("batches of rollouts")
     legend(figure, axes)
