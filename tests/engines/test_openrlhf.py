@@ -186,7 +186,7 @@ openrlhf.main()
 """
 
 
-@pytest.mark.parametrize("kind", ["cfpo", "ppo", "nonsense"])
+@pytest.mark.parametrize("kind", ["cfpo", "cfpo_sequence", "ppo", "nonsense"])
 def test_the_entry_takes_openrlhfs_options_and_cfpo(kind):
     """Its own parser and checks run, up to where it starts Ray."""
     options = [

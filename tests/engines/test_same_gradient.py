@@ -8,6 +8,7 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
 from cfpo_trl import CFPOConfig, CFPOTrainer
 from cfpo_trl.integrations import openrlhf as integration
+from cfpo_trl.integrations.forms import FORMS
 from cfpo_trl.tiny.model import build_model, build_tokenizer
 
 integration.install()
@@ -32,18 +33,21 @@ def gradient(loss, log_prob):
     return torch.autograd.grad(loss, log_prob)[0]
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("trl_type", "verl_mode", "token_level"), PAIRS)
-def test_same_gradient(trainer, batch, monkeypatch, trl_type, verl_mode, token_level):
+def test_same_gradient(trainer, batch, monkeypatch, trl_type, verl_mode, token_level, form):
     batch = {name: tensor[:4] for name, tensor in batch.items()}  # none is empty
     log_prob, old, mask = batch["log_prob"].requires_grad_(), batch["old_log_prob"], batch["mask"]
 
     config = OmegaConf.create(
         {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.3, "global_batch_info": {}}
     )
-    verl_loss, _ = get_policy_loss_fn("cfpo")(old, log_prob, batch["advantages"], mask, verl_mode, config)
-    policy_loss = PolicyLoss(0.2, 0.3, token_level_loss=token_level, policy_loss_type="cfpo")
+    verl_loss, _ = get_policy_loss_fn(form)(old, log_prob, batch["advantages"], mask, verl_mode, config)
+    policy_loss = PolicyLoss(0.2, 0.3, token_level_loss=token_level, policy_loss_type=form)
     openrlhf_loss = policy_loss(log_prob, old, batch["advantages"], mask)[0]
 
+    trainer.args.penalty_slope = FORMS[form].penalty_slope
+    trainer.importance_sampling_level = "sequence" if FORMS[form].sequence else "token"
     trainer.loss_type, trainer.current_gradient_accumulation_steps = trl_type, 1
     scores = log_prob, torch.zeros_like(log_prob), None
     monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", lambda *_, **__: scores)

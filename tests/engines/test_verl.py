@@ -94,6 +94,27 @@ def test_metrics_against_their_definitions(config, batch):
     )
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["cfpo_bounded", "cfpo_sequence"])
+def test_the_other_forms_against_their_definitions(config, batch, name, mode):
+    config.global_batch_info.clear()
+    log_prob, mask, a = batch["log_prob"].requires_grad_(), batch["mask"].bool(), batch["advantages"]
+    loss, metrics = get_policy_loss_fn(name)(batch["old_log_prob"], log_prob, a, mask, mode, config)
+    x = log_prob - batch["old_log_prob"]
+    if name == "cfpo_sequence":
+        x = torch.stack([row[kept].mean().expand(7) for row, kept in zip(x[:4], mask, strict=False)] + [0 * x[4]])
+    r, width = x.exp(), torch.full_like(x, 0.2).masked_fill(x > 0, 0.3)
+    inside, beyond = (r - 1) ** 2 / (2 * width), (r - 1).abs() - width / 2  # the penalty's two pieces
+    losses = a.abs() * torch.where((r - 1).abs() <= width, inside, beyond) - r * a
+    expected = aggregated(losses, batch["mask"], mode)
+    torch.testing.assert_close(loss, expected, rtol=1e-7, atol=0)
+    (gradient,), (expected_gradient,) = (torch.autograd.grad(value, log_prob) for value in (loss, expected))
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-12)
+    assert gradient.norm() > 0.01
+    assert metrics["actor/ppo_kl"] == pytest.approx(-x[mask].mean().item())
+    assert metrics["actor/cfpo_tv"] == pytest.approx((r[mask] - 1).abs().mean().item() / 2)
+
+
 @pytest.mark.parametrize("log_ratio", [-1000.0, -19.0, 19.0, 1000.0])
 def test_large_log_ratios_stay_finite(config, log_ratio):
     config.global_batch_info.clear()
@@ -142,7 +163,8 @@ config = SimpleNamespace(clip_ratio=0.2, clip_ratio_low=0.2, clip_ratio_high=0.3
 config.get = lambda name, default: default
 generator = torch.Generator().manual_seed(0)
 old, new, a = torch.randn(3, 4, 6, generator=generator)
-print(sorted(set(registry) - {"cfpo"}), registry["vanilla"](old, new, a, torch.ones(4, 6), "token-mean", config))
+others = sorted(name for name in registry if not name.startswith("cfpo"))
+print(others, registry["vanilla"](old, new, a, torch.ones(4, 6), "token-mean", config))
 print("cfpo" in registry)
 """
 
@@ -175,14 +197,14 @@ def test_bypass_mode_warns(batch):
         def __init__(self):
             self.batch = {"rollout_log_probs": batch["rollout_log_prob"]}
 
-    for mode in ("cfpo", "vanilla"):
+    for mode in ("cfpo", "cfpo_sequence", "vanilla"):
         loss_config = OmegaConf.create({"loss_mode": mode})
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             rollout_corr_helper.apply_bypass_mode(Batch(), {}, policy_loss_config=loss_config)
         assert loss_config.loss_mode == "bypass_mode"  # as verl has it
         assert [str(w.message)[:50] for w in caught if "CFPO" in str(w.message)] == (
-            ["algorithm.rollout_correction.bypass_mode=True: verl"[:50]] if mode == "cfpo" else []
+            ["algorithm.rollout_correction.bypass_mode=True: verl"[:50]] if mode != "vanilla" else []
         )
 
 

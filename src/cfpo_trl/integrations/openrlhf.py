@@ -1,5 +1,7 @@
 """CFPO in OpenRLHF: `python -m cfpo_trl.integrations.openrlhf … --actor.policy_loss_type cfpo`.
 
+Or `cfpo_bounded`, `cfpo_sequence`, the other forms.
+
 It runs OpenRLHF's own entry, openrlhf.cli.train_ppo_ray. Its Ray workers get a set-up hook that exchanges PolicyLoss
 when openrlhf.models.loss is imported, and imports nothing before: vLLM's workers stay as they are.
 """
@@ -14,18 +16,20 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
+from .forms import FORMS, Form
+
 ENTRY = "openrlhf.cli.train_ppo_ray"
 LOSS = "openrlhf.models.loss"
 OPTION = "--actor.policy_loss_type"
 VERSIONS = "0.11."
-LOG_RATIO_BOUND = 20.0  # OpenRLHF's, in its PPO loss
+PPO = Form()  # its ratio is that of OpenRLHF's surrogate
 
 
 def with_cfpo(module: Any) -> type:
-    """OpenRLHF's PolicyLoss, with `policy_loss_type="cfpo"` beside its own types, which stay as they are.
+    """OpenRLHF's PolicyLoss, with the `FORMS` beside its own values of `policy_loss_type`, which stay as they are.
 
-    Its forward runs as for `ppo`, without a clip, on advantages A′ = J(r, A) / r, so that its surrogate r·A′ is CFPO's
-    objective; aggregation, corrections and return values are OpenRLHF's. Its second value, the share clipped, is 0.
+    Its forward runs as for `ppo`, without a clip, on advantages A′ = J / r, so that its surrogate r·A′ is CFPO's
+    objective J; aggregation, corrections and return values are OpenRLHF's. Its second value, the share clipped, is 0.
 
     Args:
         module: `openrlhf.models.loss`.
@@ -41,9 +45,9 @@ def with_cfpo(module: Any) -> type:
         clip_eps_high: float
 
         def __init__(self, *args: Any, policy_loss_type: str = "ppo", **kwargs: Any):
-            self.is_cfpo = policy_loss_type == "cfpo"
-            super().__init__(*args, policy_loss_type="ppo" if self.is_cfpo else policy_loss_type, **kwargs)
-            if not self.is_cfpo:
+            self.form = FORMS.get(policy_loss_type)
+            super().__init__(*args, policy_loss_type="ppo" if self.form else policy_loss_type, **kwargs)
+            if not self.form:
                 return
             if self.dual_clip is not None:
                 raise ValueError(
@@ -59,13 +63,15 @@ def with_cfpo(module: Any) -> type:
             log_probs: torch.Tensor,
             old_log_probs: torch.Tensor,
             advantages: torch.Tensor,
+            action_mask: Any = None,
             *args: Any,
             **kwargs: Any,
         ) -> Any:
-            if self.is_cfpo:
-                ratio = (log_probs - old_log_probs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-                advantages = cfpo_objective(ratio, advantages, *self.epsilons) / ratio
-            return super().forward(log_probs, old_log_probs, advantages, *args, **kwargs)
+            if self.form:
+                own, ours = (form.log_ratio(log_probs - old_log_probs, action_mask) for form in (PPO, self.form))
+                objective = cfpo_objective(ours.exp(), advantages, *self.epsilons, self.form.penalty_slope)
+                advantages = objective / own.exp()
+            return super().forward(log_probs, old_log_probs, advantages, action_mask, *args, **kwargs)
 
     return PolicyLoss
 
@@ -122,13 +128,13 @@ def install() -> None:
 
 
 def accept_cfpo() -> None:
-    """Lets OpenRLHF's parser take `--actor.policy_loss_type cfpo`."""
+    """Lets OpenRLHF's parser take the `FORMS` as `--actor.policy_loss_type`."""
     original = argparse.ArgumentParser.add_argument
 
     @functools.wraps(original)
     def add_argument(self: argparse.ArgumentParser, *names: Any, **options: Any) -> argparse.Action:
         if OPTION in names:
-            options["choices"] = [*options["choices"], "cfpo"]
+            options["choices"] = [*options["choices"], *FORMS]
         return original(self, *names, **options)
 
     argparse.ArgumentParser.add_argument = add_argument  # type: ignore[assignment, method-assign]

@@ -1,4 +1,4 @@
-"""CFPO in verl: `actor_rollout_ref.actor.policy_loss.loss_mode=cfpo`.
+"""CFPO in verl: `actor_rollout_ref.actor.policy_loss.loss_mode=cfpo`, `cfpo_bounded` or `cfpo_sequence`.
 
 Installed beside verl, the package registers the loss in every process that imports verl (entry points of the group
 `verl.plugins`; else VERL_USE_EXTERNAL_MODULES=cfpo_trl.integrations.verl). `python -m cfpo_trl.integrations.verl` says
@@ -18,9 +18,9 @@ from verl.trainer.ppo import rollout_corr_helper
 from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
 from verl.utils.torch_functional import masked_mean
 
+from cfpo_trl.integrations.forms import FORMS, Form
 from cfpo_trl.objective import cfpo_objective, tv_distance
 
-LOG_RATIO_BOUND = 20.0  # verl's, in all of its losses
 DEFAULT = 0.2  # of clip_ratio, clip_ratio_low and clip_ratio_high alike
 
 
@@ -42,7 +42,6 @@ def widths(config: Any) -> tuple[float, float]:
     return low, high
 
 
-@register_policy_loss("cfpo")
 def compute_policy_loss_cfpo(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -51,6 +50,7 @@ def compute_policy_loss_cfpo(
     loss_agg_mode: str = "token-mean",
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
+    form: Form = FORMS["cfpo"],
 ) -> tuple[Tensor, dict[str, float]]:
     """CFPO's loss with verl's signature, aggregation, global batch information and rollout weights.
 
@@ -62,18 +62,19 @@ def compute_policy_loss_cfpo(
         loss_agg_mode: One of verl's.
         config: The actor's, for the widths and `global_batch_info`.
         rollout_is_weights: Weights of verl's rollout correction, `(B, T)`; default none.
+        form: Of the objective; each has a loss mode.
 
     Returns:
         The loss, a scalar, and metrics under `actor/`, means over the counted tokens: `ppo_kl` as in verl's other
-        losses, `cfpo_tv` (½·|r − 1|), `cfpo_penalty` (|A| / (2ε)·(r − 1)²) and `cfpo_outside` (share beyond ε).
+        losses, `cfpo_tv` (½·|r − 1|), `cfpo_penalty` (r·A less the objective) and `cfpo_outside` (share beyond ε).
 
     Raises:
         ValueError: see [`widths`].
     """
     low, high = widths(config)
-    log_ratio = (log_prob - old_log_prob).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    log_ratio = form.log_ratio(log_prob - old_log_prob, response_mask)
     ratio = log_ratio.exp()
-    objective = cfpo_objective(ratio, advantages, low, high)
+    objective = cfpo_objective(ratio, advantages, low, high, form.penalty_slope)
     losses = -objective if rollout_is_weights is None else -objective * rollout_is_weights
     loss = agg_loss(loss_mat=losses, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
     with torch.no_grad():
@@ -87,13 +88,18 @@ def compute_policy_loss_cfpo(
     return loss, metrics
 
 
+for mode, form in FORMS.items():
+    loss_of_form = functools.partial(compute_policy_loss_cfpo, form=form)
+    register_policy_loss(mode)(functools.update_wrapper(loss_of_form, compute_policy_loss_cfpo))
+
+
 def warn_of_bypass_mode() -> None:
     """Makes bypass mode say what it does silently in verl's older trainers: it writes another loss over this one."""
     original = rollout_corr_helper.apply_bypass_mode
 
     @functools.wraps(original)
     def apply_bypass_mode(batch: Any, rollout_corr_config: Any = None, policy_loss_config: Any = None) -> None:
-        if policy_loss_config is not None and policy_loss_config.get("loss_mode") == "cfpo":
+        if policy_loss_config is not None and policy_loss_config.get("loss_mode") in FORMS:
             warnings.warn(
                 "algorithm.rollout_correction.bypass_mode=True: verl writes loss_mode=bypass_mode, its clipped loss, "
                 "over cfpo. Set it to False, or look for actor/cfpo_tv in the log: without it this is no CFPO run.",
