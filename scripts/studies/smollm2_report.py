@@ -26,6 +26,12 @@ FORMS = {  # by objective and level of the ratio, in the order of the table: the
     ("truncated-0", "token"): ("truncated, one-sided", "#009E73"),
 }
 KEY = ["part", "form", "learning_rate", "seed", "rollout_batches"]
+OF_RUN = {
+    "grad_norm": ("grad_norm", "mean"),
+    "tv": ("cfpo/tv", "mean"),
+    "ess_min": ("cfpo/ess", "min"),
+    "ratio_max": ("cfpo/ratio_max", "max"),
+}
 LAST = 3  # evaluations whose mean is the final reward
 
 
@@ -34,10 +40,13 @@ def evaluations() -> pd.DataFrame:
     found = table(expand(load_study("scripts/studies/smollm2.yaml")))
     if found.empty:
         return pd.DataFrame(columns=KEY)
+    by_run = found.groupby("run")
+    for name, (metric, how) in OF_RUN.items():
+        found[name] = by_run[metric].transform(how)
     found = found.dropna(subset=[SCORE]).rename(columns={"parts": "part", SCORE: "held_out"})
     names = zip(found["objective"], found["importance_sampling_level"], strict=True)
     found["form"] = [FORMS[name][0] for name in names]
-    return found[[*KEY, "epsilon", "held_out", "seconds", "commit"]]
+    return found[[*KEY, "epsilon", "held_out", *OF_RUN, "seconds", "commit"]]
 
 
 def kept() -> pd.DataFrame:
