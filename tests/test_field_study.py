@@ -70,27 +70,24 @@ def test_rows_survive_the_file_and_are_not_run_again(tmp_path, monkeypatch):
     assert len(field.not_done(runs, kept)) == len(runs) - 60
 
 
-def test_differences_are_matched_by_seed():
-    confirmed = [
-        {"regime": "stale 4", "family": family, "seed": seed, "final": base + 0.1 * seed}
-        for family, base in (("GRPO", 0.0), ("CFPO", 0.05))
+def confirmed_rows(finals: dict[tuple[str, str], float]) -> pd.DataFrame:
+    """Five seeds of each regime and family, each a tenth above the one before."""
+    return pd.DataFrame(
+        {"regime": regime, "family": family, "seed": seed, "final": final + 0.1 * seed}
+        for (regime, family), final in finals.items()
         for seed in field.FRESH_SEEDS
-    ]
-    rows = pd.DataFrame([*confirmed, {"regime": "stale 4", "family": "CFPO", "seed": 0, "final": 9.0}])
+    )
+
+
+def test_differences_are_matched_by_seed():
+    confirmed = confirmed_rows({("stale 4", "GRPO"): 0.0, ("stale 4", "CFPO"): 0.05})
+    tuning = pd.DataFrame([{"regime": "stale 4", "family": "CFPO", "seed": 0, "final": 9.0}])
+    rows = pd.concat([confirmed, tuning], ignore_index=True)
     assert field_report.differences(rows, "stale 4", "CFPO") == pytest.approx(np.full(5, 0.05))
     means, texts = field_report.main_table(rows, "stale")
     assert means.loc["CFPO", "stale 4"] == pytest.approx(0.05)
     assert texts.loc["CFPO", "stale 4"] == "+0.050 [+0.050, +0.050]"
     assert texts.loc["GRPO", "stale 4"] == "0.300"
-
-
-def confirmed_rows(finals: dict[tuple[str, str], float]) -> pd.DataFrame:
-    """Five seeds of each regime and family, apart by less than a hundredth."""
-    return pd.DataFrame(
-        {"regime": regime, "family": family, "seed": seed, "final": final + 0.001 * seed}
-        for (regime, family), final in finals.items()
-        for seed in field.FRESH_SEEDS
-    )
 
 
 def test_verdicts_count_the_regimes_in_which_an_objective_is_behind():

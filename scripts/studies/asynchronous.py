@@ -20,8 +20,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import yaml
 
-from cfpo_trl.studies.worker import commit
-
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "demo"))
 
@@ -60,6 +58,8 @@ def train(form: str, rate: float, staleness: int, seed: int) -> dict:
         entry for entry in json.loads((OUTPUT / "trainer_state.json").read_text())["log_history"] if "loss" in entry
     ]
     held_out = [json.loads(line) for line in (RUN / "words" / "test.jsonl").read_text().splitlines()]
+    # Anew: each run is a process of its own, of the files as they are now.
+    commit = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, text=True, capture_output=True)
     return {
         "form": form,
         "learning_rate": rate,
@@ -72,7 +72,7 @@ def train(form: str, rate: float, staleness: int, seed: int) -> dict:
         "tv": round(statistics.mean(entry["cfpo/tv"] for entry in log), 4),
         "ess_min": round(min(entry["cfpo/ess"] for entry in log), 3),
         "ratio_max": round(max(entry["cfpo/ratio_max"] for entry in log), 1),
-        "commit": commit(),
+        "commit": commit.stdout.strip(),
     }
 
 

@@ -38,7 +38,7 @@ def verdicts(rows: pd.DataFrame) -> str:
     """
     confirmed = rows[rows["seed"].isin(FRESH_SEEDS) & (rows["regime"] != "reuse 1")]
     means = confirmed.groupby(["family", "regime"])["final"].mean().unstack()
-    lines = []
+    ranked = []
     for family, of_regimes in means.drop(index="GRPO").iterrows():
         there = of_regimes.dropna().index
         found = {regime: interval([differences(rows, regime, family)]) for regime in there}
@@ -47,8 +47,9 @@ def verdicts(rows: pd.DataFrame) -> str:
         behind = sum(high < 0 for _, _, high in found.values())
         worst = min(found, key=lambda regime: found[regime][0])
         counts = [len(there), ahead, len(there) - ahead - behind, behind, sum(high < 0 for _, _, high in to_best)]
-        lines.append([family, *map(str, counts), f"{found[worst][0]:+.3f} ({worst})"])
-    lines.sort(key=lambda line: (int(line[4]) / int(line[1]), -int(line[2])))
+        line = [family, *map(str, counts), f"{found[worst][0]:+.3f} ({worst})"]
+        ranked.append((behind / len(there), -ahead, line))
+    lines = [line for *_, line in sorted(ranked, key=lambda entry: entry[:2])]
     return markdown(lines, ["", "regimes", "ahead of GRPO", "level", "behind", "behind the best", "worst mean"])
 
 

@@ -1,6 +1,6 @@
 """The pretrained model's table and picture, from docs/which-objective/smollm2.csv.
 
-python scripts/studies/smollm2_report.py     (first adds to those rows what runs/compare/smollm2 has)
+python scripts/studies/smollm2_report.py     (first adds what runs/compare/smollm2 has to those rows; writes the page)
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ import pandas as pd
 from cfpo_trl.studies.plan import expand, load_study
 from cfpo_trl.studies.report import SCORE, interval, markdown, written
 from cfpo_trl.studies.results import table
+from field_report import put
 
 matplotlib.use("Agg")
 plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 130})
@@ -101,7 +102,7 @@ def draw(rows: pd.DataFrame) -> None:
 def main() -> None:
     rows = kept()
     for part in rows["part"].unique():
-        print(main_table(rows, part), end="\n\n")
+        put(part, main_table(rows, part))
     draw(rows)
     runs = rows.drop_duplicates(KEY[:-1])
     print(f"{len(runs)} runs, {runs['seconds'].sum() / 3600:.1f} hours of them, commits {set(runs['commit'])}")
