@@ -320,15 +320,17 @@ def test_quick_study_is_killed_goes_on_and_reports(tmp_path):
     content = yaml.safe_load((ROOT / "scripts/studies/quick.yaml").read_text())
     output = tmp_path / "quick"
     command = write_study(tmp_path / "study.yaml", output, content["parts"]["regime"]["grid"])
-    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    said = tmp_path / "stderr"
+    with said.open("w") as stderr:  # a pipe that nobody reads would hold it up
+        first = subprocess.Popen(command, cwd=ROOT, stderr=stderr)
     while len(finished(output)) < 3:
         assert first.poll() is None
         time.sleep(0.5)
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "Another study works in" in second.stderr
     first.send_signal(signal.SIGINT)
-    assert "Stopped: by a signal. What is finished is kept; the same command goes on" in first.communicate()[1]
-    assert first.returncode == 1
+    assert first.wait(60) == 1
+    assert "Stopped: by a signal. What is finished is kept; the same command goes on" in said.read_text()
     before = finished(output)
     assert not subprocess.run(["pgrep", "-f", f"studies.worker {first.pid}"], capture_output=True).stdout
 
