@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .objective import cfpo_objective, soft_clip, tv_distance
     from .trainer import CFPOTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AlignmentTrainer",
