@@ -36,6 +36,20 @@ def test_a_hundred_faults_strike_every_way_of_training_with_every_fault_and_vict
         assert {victim for _, victim in of_mode} == set(mode.victims)
 
 
+def test_outcomes_by_fault_and_way_of_training():
+    rows = [
+        {"mode": "two", "fault": "SIGTERM", "ended": "3.4", "good": "True"},
+        {"mode": "two", "fault": "SIGTERM", "ended": "61.2", "good": "False"},
+        {"mode": "one", "fault": "clock", "ended": "8.0", "good": "True"},
+    ]
+    assert chaos.outcomes(rows).splitlines() == [
+        "| fault | one | two | slowest end, s |",
+        "| --- | --- | --- | --- |",
+        "| SIGTERM |  | 1 of 2 | 61 |",
+        "| clock | 1 of 1 |  | 8 |",
+    ]
+
+
 def test_a_cut_checkpoint_is_the_newest(tmp_path):
     for step in (4, 8, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()

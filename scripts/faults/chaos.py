@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 from cfpo_trl.checks.rollouts import ASYNCHRONOUS, PORT
 from cfpo_trl.checks.task import recipe
 from cfpo_trl.rollouts.serving import serving
+from cfpo_trl.studies.report import markdown
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "docs" / "faults" / "chaos.csv"
@@ -386,6 +387,20 @@ def read(rows: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def outcomes(rows: list[dict[str, str]]) -> str:
+    """A row per fault and a column per way of training: how many ended well, of how many; in Markdown."""
+    names = [name for name in MODES if any(row["mode"] == name for row in rows)]
+    lines = []
+    for fault in sorted({row["fault"] for row in rows}):
+        of_fault = [row for row in rows if row["fault"] == fault]
+        cells = []
+        for name in names:
+            good = [row["good"] == "True" for row in of_fault if row["mode"] == name]
+            cells.append(f"{sum(good)} of {len(good)}" if good else "")
+        lines.append([fault, *cells, f"{max(float(row['ended']) for row in of_fault):.0f}"])
+    return markdown(lines, ["fault", *names, "slowest end, s"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=100)
@@ -408,6 +423,7 @@ def main() -> None:
         print(*row.values(), flush=True)
     rows = read(options.rows)
     bad = [row for row in rows if row["good"] != "True"]
+    print(outcomes(rows))
     print(f"{len(rows) - len(bad)} of {len(rows)} faults: nothing hung, stayed, was lost or went another way")
     sys.exit(bool(bad))
 
