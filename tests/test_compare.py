@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from trl import TrlParser
 
 from cfpo_trl.grpo import ARGUMENTS
 from cfpo_trl.studies.objectives import trainer_of
-from cfpo_trl.studies.plan import expand, load_study
+from cfpo_trl.studies.plan import Run, expand, load_study
 from cfpo_trl.studies.report import (
     at_equal_length,
     at_equal_reward,
@@ -29,6 +30,7 @@ from cfpo_trl.studies.report import (
     summarise,
 )
 from cfpo_trl.studies.results import table as table_of
+from cfpo_trl.studies.run import sweep
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(
@@ -427,6 +429,31 @@ def test_an_error_that_is_no_result_stops_the_study_and_leaves_none(tmp_path):
     log = Path(message.partition("its log is ")[2].partition(".txt")[0] + ".txt")
     assert "Traceback" in log.read_text()
     assert not finished(tmp_path / "out")
+
+
+def test_a_run_that_begins_behind_the_stop_is_stopped_too(monkeypatch, tmp_path):
+    class Late:
+        """A worker whose run goes on until the second stop, as one does that began behind the first."""
+
+        def __init__(self, device):
+            self.stops, self.ended = 0, threading.Event()
+
+        def train(self, run, keep_model):
+            if run.folder.name == "fails":
+                raise RuntimeError("a run failed")
+            late.append(self.ended.wait(20))
+
+        def stop(self):
+            self.stops += 1
+            if self.stops == 2:
+                self.ended.set()
+
+    late = []
+    monkeypatch.setattr("cfpo_trl.studies.run.Worker", Late)
+    runs = [Run({"objective": "cfpo"}, {}, tmp_path / name, []) for name in ("waits", "fails", "is not begun")]
+    with pytest.raises(RuntimeError, match="a run failed"):
+        sweep({}, runs, 2, None)
+    assert late == [True]
 
 
 def test_unknown_part_is_refused():

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -59,13 +59,17 @@ def sweep(study: dict[str, Any], runs: list[Run], count: int | None, minutes: fl
         tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", smoothing=0) as progress,
         ThreadPoolExecutor(len(workers)) as threads,
     ):
+        futures = [threads.submit(work_off, worker) for worker in workers]
         try:
-            for future in as_completed([threads.submit(work_off, worker) for worker in workers]):
+            for future in as_completed(futures):
                 future.result()
         finally:
             waiting.clear()
             for worker in workers:
                 worker.stop()
+            while wait(futures, timeout=1).not_done:  # it had just taken a run, and began it behind the stop
+                for worker in workers:
+                    worker.stop()
 
 
 def lock_output(output: Path) -> TextIO:
