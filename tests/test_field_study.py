@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import asynchronous
 import field
 import field_report
 import smollm2_report
@@ -100,14 +101,14 @@ def test_verdicts_count_the_regimes_in_which_an_objective_is_behind():
     ]
 
 
-def test_a_table_is_put_between_its_comments_and_a_page_without_them_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(field_report, "PAGE", page := tmp_path / "page.md")
+def test_a_table_is_put_between_its_comments_and_a_page_without_them_is_an_error(tmp_path):
+    page = tmp_path / "page.md"
     page.write_text("a\n<!-- one -->\nold\n\nolder\n<!-- end -->\nb\n<!-- two -->\n\n<!-- end -->\n")
-    field_report.put("one", "new \\1")
-    field_report.put("two", "other\n")
+    field_report.put("one", "new \\1", page)
+    field_report.put("two", "other\n", page)
     assert page.read_text() == "a\n<!-- one -->\nnew \\1\n<!-- end -->\nb\n<!-- two -->\nother\n<!-- end -->\n"
     with pytest.raises(AssertionError, match="page.md has no place for three"):
-        field_report.put("three", "")
+        field_report.put("three", "", page)
 
 
 def test_the_pretrained_table_compares_best_rates_by_the_mean_of_the_last_evaluations():
@@ -138,3 +139,16 @@ def test_the_pretrained_rows_in_the_repository_are_of_the_study_and_whole():
     assert set(rows["part"]) <= {part for run in runs for part in run.parts}
     assert set(rows["form"]) == {name for name, _ in smollm2_report.FORMS.values()}
     assert (rows.groupby(smollm2_report.KEY[:-1]).size() == 9).all()
+
+
+def test_asynchronous_forms_are_compared_with_the_clip_of_the_same_seeds():
+    rest = {"learning_rate": 4e-4, "max_staleness": 4, "age": 3.0, "area": 0.5, "tv": 0.01, "ratio_max": 2.0}
+    finals = {"clip": (0.8, 0.6, 0.1), "bounded": (0.9, 0.8)}
+    rows = [
+        {"form": form, "seed": seed, "final": final, "ess_min": 0.5 + 0.1 * seed, **rest}
+        for form, values in finals.items()
+        for seed, final in enumerate(values)
+    ]
+    clip, bounded = asynchronous.report(pd.DataFrame(rows)).splitlines()[2:]
+    assert clip == "| 0.0004 | 4 | 3.0 | clip | 3 | 0.500 |  | 0.500 | 0.010 | 0.50 | 2 |"
+    assert bounded == "| 0.0004 | 4 | 3.0 | bounded | 2 | 0.850 | +0.150 [+0.100, +0.200] | 0.500 | 0.010 | 0.50 | 2 |"

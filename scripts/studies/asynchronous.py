@@ -3,7 +3,8 @@
 python scripts/studies/asynchronous.py     (goes on where it stopped; the rows are in docs/asynchronous/runs.csv)
 
 Each run trains `recipes/demo/config_cfpo_async.yaml` with other options. `final` is the accuracy on held-out words,
-sampled at temperature 1; `area` the mean reward over all updates. It prints a report, and draws a picture, at the end.
+sampled at temperature 1; `area` the mean reward over all updates. At the end it writes the table of
+docs/asynchronous.md, and draws a picture.
 """
 
 import argparse
@@ -18,13 +19,16 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "demo"))
 
+from cfpo_trl.studies.report import interval, markdown, written  # noqa: E402
 from demo import RUN, accuracy, prepare_if_missing  # noqa: E402
 from demo_async import RECIPE, server  # noqa: E402
+from field_report import put  # noqa: E402
 
 ROWS = ROOT / "docs" / "asynchronous" / "runs.csv"
 OUTPUT = Path("runs/asynchronous")
@@ -83,41 +87,39 @@ def read_rows() -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def report(rows: list[dict]) -> None:
-    """A table in Markdown: mean over the seeds, and the smallest and largest."""
-    print("| learning rate | max_staleness | age | form | final | area | TV | smallest ESS | largest ratio |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for rate, staleness, form in itertools.product(sorted(RATES), STALENESS, FORMS):
-        found = [
-            row
-            for row in rows
-            if (float(row["learning_rate"]), int(row["max_staleness"]), row["form"]) == (rate, staleness, form)
-        ]
-        if found:
-            of = {name: [float(row[name]) for row in found] for name in ("final", "area", "age", "tv")}
-            mean = {name: statistics.mean(values) for name, values in of.items()}
-            spread = f"{mean['final']:.3f} [{min(of['final']):.3f}, {max(of['final']):.3f}]"
-            ess, ratio = min(float(row["ess_min"]) for row in found), max(float(row["ratio_max"]) for row in found)
-            print(
-                f"| {rate:g} | {staleness} | {mean['age']:.1f} | {form} | {spread} | {mean['area']:.3f} | "
-                f"{mean['tv']:.3f} | {ess:.2f} | {ratio:.0f} |"
-            )
+def report(rows: pd.DataFrame) -> str:
+    """A row per setting and form, in Markdown: means of the seeds, and finals less the clip's with the same seeds."""
+    lines = []
+    for (rate, staleness), setting in rows.groupby(["learning_rate", "max_staleness"]):
+        final = setting.pivot(index="seed", columns="form", values="final")
+        for form in FORMS:
+            runs = setting[setting["form"] == form]
+            if runs.empty:
+                continue
+            less = (final[form] - final["clip"]).dropna().to_numpy()
+            difference = written(interval([less])) if len(less) > 1 else f"{less.mean():+.3f}"
+            line = [f"{rate:g}", str(staleness), f"{runs['age'].mean():.1f}", form, str(len(runs))]
+            line += [f"{runs['final'].mean():.3f}", "" if form == "clip" else difference]
+            line += [f"{runs['area'].mean():.3f}", f"{runs['tv'].mean():.3f}"]
+            lines.append([*line, f"{runs['ess_min'].min():.2f}", f"{runs['ratio_max'].max():.0f}"])
+    header = ["learning rate", "versions", "mean age", "form", "seeds", "final", "less the clip's", "area", "TV"]
+    return markdown(lines, [*header, "smallest ESS", "largest ratio"])
 
 
-def plot(rows: list[dict], path: Path) -> None:
+def plot(rows: pd.DataFrame, path: Path) -> None:
     """The final accuracy of each run, by setting and form."""
-    settings = sorted({(float(row["learning_rate"]), int(row["max_staleness"])) for row in rows})
+    settings = rows.groupby(["learning_rate", "max_staleness"])
     figure, axis = plt.subplots(figsize=(7.5, 3.5), layout="constrained")
     for offset, form in enumerate(FORMS):
-        points = [
-            (place + (offset - 2.5) * 0.12, float(row["final"]))
-            for place, (rate, staleness) in enumerate(settings)
-            for row in rows
-            if (row["form"], float(row["learning_rate"]), int(row["max_staleness"])) == (form, rate, staleness)
-        ]
-        if points:
-            axis.scatter(*zip(*points, strict=True), color=COLORS[form], label=form, s=28)
-    axis.set_xticks(range(len(settings)), [f"learning rate {rate:g}\n≤ {age} versions old" for rate, age in settings])
+        places, finals = [], []
+        for place, (_, setting) in enumerate(settings):
+            found = setting.loc[setting["form"] == form, "final"]
+            places += [place + (offset - 2.5) * 0.12] * len(found)
+            finals += [*found]
+        axis.scatter(places, finals, color=COLORS[form], label=form, s=28)
+    axis.set_xticks(
+        range(len(settings)), [f"learning rate {rate:g}\n≤ {age} versions old" for rate, age in settings.groups]
+    )
     axis.set_ylabel("held-out accuracy at the end")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.24), frameon=False)
@@ -126,7 +128,9 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--report", action="store_true", help="report the rows that there are, and stop")
+    parser.add_argument(
+        "--report", action="store_true", help="write the table of the rows that there are, draw the picture, and stop"
+    )
     rows = read_rows()
     done = {(row["form"], float(row["learning_rate"]), int(row["max_staleness"]), int(row["seed"])) for row in rows}
     planned = [
@@ -151,8 +155,9 @@ def main() -> None:
                         writer.writeheader()
                     writer.writerow(row)
                 print(*row.values(), f"{len(rows)}/{len(planned)}", flush=True)
-    report(rows)
-    plot(rows, ROWS.with_name("forms.png"))
+    found = pd.read_csv(ROWS)
+    put("forms", report(found), ROWS.parent.with_suffix(".md"))
+    plot(found, ROWS.with_name("forms.png"))
 
 
 if __name__ == "__main__":

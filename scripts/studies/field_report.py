@@ -4,6 +4,7 @@ python scripts/studies/field_report.py     (writes them into the page; regimes.m
 """
 
 import re
+from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -165,12 +166,12 @@ def hours(rows: pd.DataFrame) -> str:
     return f"{len(rows)} runs, {rows['seconds'].sum() / 3600:.1f} core hours, commits {commits}."
 
 
-def put(name: str, text: str) -> None:
+def put(name: str, text: str, page: Path = PAGE) -> None:
     """Puts the text into the page, between its two comments of that name."""
-    page = PAGE.read_text(encoding="utf-8")
+    whole = page.read_text(encoding="utf-8")
     between = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    assert len(between.findall(page)) == 1, f"{PAGE.name} has no place for {name}"
-    PAGE.write_text(between.sub(lambda found: found[1] + text.strip() + found[2], page), encoding="utf-8")
+    assert len(between.findall(whole)) == 1, f"{page.name} has no place for {name}"
+    page.write_text(between.sub(lambda found: found[1] + text.strip() + found[2], whole), encoding="utf-8")
 
 
 def main() -> None:
