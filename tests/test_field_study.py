@@ -150,5 +150,6 @@ def test_asynchronous_forms_are_compared_with_the_clip_of_the_same_seeds():
         for seed, final in enumerate(values)
     ]
     clip, bounded = asynchronous.report(pd.DataFrame(rows)).splitlines()[2:]
-    assert clip == "| 0.0004 | 4 | 3.0 | clip | 3 | 0.500 |  | 0.500 | 0.010 | 0.50 | 2 |"
-    assert bounded == "| 0.0004 | 4 | 3.0 | bounded | 2 | 0.850 | +0.150 [+0.100, +0.200] | 0.500 | 0.010 | 0.50 | 2 |"
+    assert clip == "| 0.0004 | 4 | 3.0 | clip | 3 | 0.500 |  | 0.500 |  | 0.010 | 0.50 | 2 |"
+    final, area = "0.850 | +0.150 [+0.100, +0.200]", "0.500 | +0.000 [+0.000, +0.000]"
+    assert bounded == f"| 0.0004 | 4 | 3.0 | bounded | 2 | {final} | {area} | 0.010 | 0.50 | 2 |"

@@ -87,23 +87,29 @@ def read_rows() -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def less_the_clip(setting: pd.DataFrame, form: str, metric: str) -> str:
+    """The form's mean less the clip's with the same seeds, with an interval where there are several."""
+    wide = setting.pivot(index="seed", columns="form", values=metric)
+    found = (wide[form] - wide["clip"]).dropna().to_numpy()
+    return "" if form == "clip" else written(interval([found])) if len(found) > 1 else f"{found.mean():+.3f}"
+
+
 def report(rows: pd.DataFrame) -> str:
-    """A row per setting and form, in Markdown: means of the seeds, and finals less the clip's with the same seeds."""
+    """A row per setting and form, in Markdown: means of the seeds, and differences from the clip's."""
     lines = []
     for (rate, staleness), setting in rows.groupby(["learning_rate", "max_staleness"]):
-        final = setting.pivot(index="seed", columns="form", values="final")
         for form in FORMS:
             runs = setting[setting["form"] == form]
             if runs.empty:
                 continue
-            less = (final[form] - final["clip"]).dropna().to_numpy()
-            difference = written(interval([less])) if len(less) > 1 else f"{less.mean():+.3f}"
             line = [f"{rate:g}", str(staleness), f"{runs['age'].mean():.1f}", form, str(len(runs))]
-            line += [f"{runs['final'].mean():.3f}", "" if form == "clip" else difference]
-            line += [f"{runs['area'].mean():.3f}", f"{runs['tv'].mean():.3f}"]
-            lines.append([*line, f"{runs['ess_min'].min():.2f}", f"{runs['ratio_max'].max():.0f}"])
-    header = ["learning rate", "versions", "mean age", "form", "seeds", "final", "less the clip's", "area", "TV"]
-    return markdown(lines, [*header, "smallest ESS", "largest ratio"])
+            for metric in ("final", "area"):
+                line += [f"{runs[metric].mean():.3f}", less_the_clip(setting, form, metric)]
+            line += [f"{runs['tv'].mean():.3f}", f"{runs['ess_min'].min():.2f}", f"{runs['ratio_max'].max():.0f}"]
+            lines.append(line)
+    header = ["learning rate", "versions", "mean age", "form", "seeds", "final", "less the clip's"]
+    header += ["area", "less the clip's", "TV", "smallest ESS", "largest ratio"]
+    return markdown(lines, header)
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
