@@ -115,7 +115,7 @@ def report(rows: pd.DataFrame) -> str:
 def plot(rows: pd.DataFrame, path: Path) -> None:
     """The final accuracy of each run, by setting and form."""
     settings = rows.groupby(["learning_rate", "max_staleness"])
-    figure, axis = plt.subplots(figsize=(7.5, 3.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 3.5), layout="constrained")
     for offset, form in enumerate(FORMS):
         places, finals = [], []
         for place, (_, setting) in enumerate(settings):
@@ -123,9 +123,7 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
             places += [place + (offset - 2.5) * 0.12] * len(found)
             finals += [*found]
         axis.scatter(places, finals, color=COLORS[form], label=form, s=28)
-    axis.set_xticks(
-        range(len(settings)), [f"learning rate {rate:g}\n≤ {age} versions old" for rate, age in settings.groups]
-    )
+    axis.set_xticks(range(len(settings)), [f"rate {rate:g}\n≤ {age} versions old" for rate, age in settings.groups])
     axis.set_ylabel("held-out accuracy at the end")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.24), frameon=False)
