@@ -89,9 +89,11 @@ def read_rows() -> list[dict]:
 
 def less_the_clip(setting: pd.DataFrame, form: str, metric: str) -> str:
     """The form's mean less the clip's with the same seeds, with an interval where there are several."""
+    if form == "clip":
+        return ""
     wide = setting.pivot(index="seed", columns="form", values=metric)
     found = (wide[form] - wide["clip"]).dropna().to_numpy()
-    return "" if form == "clip" else written(interval([found])) if len(found) > 1 else f"{found.mean():+.3f}"
+    return written(interval([found])) if len(found) > 1 else f"{found.mean():+.3f}"
 
 
 def report(rows: pd.DataFrame) -> str:

@@ -65,11 +65,11 @@ def sweep(study: dict[str, Any], runs: list[Run], count: int | None, minutes: fl
                 future.result()
         finally:
             waiting.clear()
-            for worker in workers:
-                worker.stop()
-            while wait(futures, timeout=1).not_done:  # it had just taken a run, and began it behind the stop
+            while True:  # again where one had just taken a run, and began it behind the stop
                 for worker in workers:
                     worker.stop()
+                if not wait(futures, timeout=1).not_done:
+                    break
 
 
 def lock_output(output: Path) -> TextIO:
