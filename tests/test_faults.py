@@ -38,9 +38,10 @@ def test_a_hundred_faults_strike_every_way_of_training_with_every_fault_and_vict
 
 def test_outcomes_by_fault_and_way_of_training():
     rows = [
-        {"mode": "two", "fault": "SIGTERM", "ended": "3.4", "good": "True"},
-        {"mode": "two", "fault": "SIGTERM", "ended": "61.2", "good": "False"},
-        {"mode": "one", "fault": "clock", "ended": "8.0", "good": "True"},
+        {"mode": "two", "fault": "SIGTERM", "struck": "rank", "ended": "3.4", "good": "True"},
+        {"mode": "two", "fault": "SIGTERM", "struck": "command", "ended": "61.2", "good": "False"},
+        {"mode": "one", "fault": "clock", "struck": "the wall clock", "ended": "8.0", "good": "True"},
+        {"mode": "one", "fault": "clock", "struck": "it had ended", "ended": "90.0", "good": "True"},
     ]
     assert chaos.outcomes(rows).splitlines() == [
         "| fault | one | two | slowest end, s |",

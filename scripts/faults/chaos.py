@@ -78,6 +78,7 @@ PROGRAMS = {"reward_funcs": ["exact_match", "programs.printed"], "reward_weights
 ANSWERS = ("SIGKILL", "slow", "garbage", "NaN", "too few", "silent")
 DISKS = ("SIGKILL", "SIGTERM", "SIGSTOP", "clock", "full disk", "cut checkpoint", "few files")
 GO_ON = ("SIGSTOP", "slow", "few files", "clock")  # faults that a run outlives
+MISSED = ("nobody there", "it had ended", "no checkpoint yet")  # struck nothing
 MODES = {
     "one": Mode(JUDGED, victims=("trainer", "judge"), faults=DISKS),
     "two": Mode(TWO, ("--engine", "cpu/ddp", "--num_processes", "2"), ("launcher", "rank", "command")),
@@ -211,8 +212,10 @@ def wait(command: subprocess.Popen, seconds: float) -> bool:
 
 
 def left_by(mark: str) -> list[psutil.Process]:
-    """What is left of a run: its processes, and sandboxes that nobody owns."""
-    return marked(mark) + [process for process in sandboxes(psutil.Process(1)) if process.ppid() == 1]
+    """What is left of a run: its processes, and sandboxes that nobody owns and that are no older than this program."""
+    began = psutil.Process().create_time()
+    orphans = [process for process in sandboxes(psutil.Process(1)) if process.ppid() == 1]
+    return marked(mark) + [process for process in orphans if process.create_time() >= began]
 
 
 def clear(mark: str, grace: float = 10.0) -> int:
@@ -222,6 +225,7 @@ def clear(mark: str, grace: float = 10.0) -> int:
         time.sleep(0.2)
     for process in left:
         with suppress(psutil.Error):
+            print(f"left by {mark}: {process.status()} {' '.join(process.cmdline())[:200]}", flush=True)
             process.kill()
     return len(left)
 
@@ -388,7 +392,8 @@ def read(rows: Path) -> list[dict[str, str]]:
 
 
 def outcomes(rows: list[dict[str, str]]) -> str:
-    """A row per fault and a column per way of training: how many ended well, of how many; in Markdown."""
+    """A row per fault and a column per way of training: how many that struck ended well, of how many; in Markdown."""
+    rows = [row for row in rows if row["struck"] not in MISSED]
     names = [name for name in MODES if any(row["mode"] == name for row in rows)]
     lines = []
     for fault in sorted({row["fault"] for row in rows}):
@@ -424,7 +429,9 @@ def main() -> None:
     rows = read(options.rows)
     bad = [row for row in rows if row["good"] != "True"]
     print(outcomes(rows))
+    missed = sum(row["struck"] in MISSED for row in rows)
     print(f"{len(rows) - len(bad)} of {len(rows)} faults: nothing hung, stayed, was lost or went another way")
+    print(f"{missed} of them struck nothing: the run, or that process of it, had ended or had yet to begin")
     sys.exit(bool(bad))
 
 
