@@ -475,7 +475,25 @@ def test_where_the_server_takes_no_weights_the_update_is_saved(build, model, tmp
     with pytest.raises(RolloutServerError, match="the vLLM server failed to pause: ZeroDivisionError"):
         trainer.train()
     assert steps_saved(tmp_path / "out") == [3]
-    assert [entry["step"] for entry in trainer.state.log_history if "cfpo/tv" in entry] == [1, 2, 3]
+    whole = [entry["step"] for entry in trainer.state.log_history if entry.keys() >= {"cfpo/tv", "loss", "grad_norm"}]
+    assert whole == [1, 2, 3]
+    assert [entry["step"] for entry in trainer.state.log_history] == [1, 2, 3, 3]  # and the run's times
+
+
+def test_a_server_that_takes_no_weights_when_a_run_goes_on_leaves_its_checkpoint_alone(build, model, tmp_path):
+    transfer = KeptTransfer()
+    saving = {"max_steps": 20, "save_strategy": "steps", "save_steps": 2}
+    trainer = build(transfer=transfer, worker=OldPolicies(model, transfer, 0), **saving | {"max_steps": 2})
+    trainer.train()
+    state = tmp_path / "out" / "checkpoint-2" / "trainer_state.json"
+    before = state.read_bytes()
+    transfer.pause = lambda: 1 / 0
+    with pytest.raises(RolloutServerError, match="the vLLM server failed to pause: ZeroDivisionError"):
+        build(transfer=transfer, worker=OldPolicies(model, transfer, 0), **saving).train(
+            resume_from_checkpoint=str(state.parent)
+        )
+    assert state.read_bytes() == before
+    assert steps_saved(tmp_path / "out") == [2]
 
 
 def test_a_server_is_given_up_when_it_has_been_unwell_for_long(monkeypatch):

@@ -181,11 +181,6 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         """
         try:
             result = super().train(*arguments, **keywords)
-        except RolloutServerError:  # it took no weights
-            if self.state.global_step:
-                self.log({})  # of the update behind which it failed
-                self._save_checkpoint(self.model, trial=None)
-            raise
         except ValueError as error:  # Accelerate's, on all processes, where the samples end before the first batch
             if NO_BATCH not in str(error):
                 raise
@@ -227,15 +222,22 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         return advantages, torch.ones_like(advantages)
 
     def _sync_weight(self) -> None:
-        super()._sync_weight()
-        self.model_version = decided_by_main(self._version_sent)
+        """TRL's; where the server takes no weights, the update is logged and saved, and the training stops.
 
-    def _version_sent(self) -> int:
-        """The version that the server has now; the main process alone counts them, and knows whether it arrived."""
-        failure = getattr(self.weight_transfer, "failure", None)
-        if failure is not None:
+        Raises:
+            RolloutServerError: on all processes, before the first update.
+        """
+        super()._sync_weight()
+        # The main process alone counts versions, and knows whether this one arrived.
+        self.model_version, failure = decided_by_main(
+            lambda: (self.model_version, getattr(self.weight_transfer, "failure", None))
+        )
+        if failure is None:
+            return
+        if not self._ages:  # nothing was trained yet
             raise RolloutServerError(failure)
-        return self.model_version
+        self.failure = failure
+        self.control.should_log = self.control.should_save = self.control.should_training_stop = True
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Tensor:
         """The soft clip's loss, see [`SoftClipSeam`]; notes how old its tokens are, and which prompts are done."""
@@ -315,7 +317,7 @@ class StopTogether(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.failure = decided_by_main(lambda: self.trainer.failure)
-        if self.trainer.failure is not None:
+        if self.trainer.failure is not None and not control.should_training_stop:
             control.should_training_stop = control.should_save = True
 
 
