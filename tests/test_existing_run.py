@@ -130,7 +130,7 @@ def test_a_run_that_ended_behind_its_last_checkpoint_takes_no_further_step(run, 
     assert (output / "train_results.json").exists()
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "config.json"])
 @pytest.mark.parametrize("size", [0, 0.5])
 def test_a_half_written_checkpoint_is_passed_over(run, output, caplog, file, size):
     run()

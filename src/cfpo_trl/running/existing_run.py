@@ -204,7 +204,7 @@ def intact(checkpoint: Path) -> bool:
 
 
 def ends_well(file: Path) -> bool:
-    """Whether a file of tensors has all of its bytes; other files count as whole."""
+    """Whether a file of tensors or of JSON has all of its bytes; other files count as whole."""
     if file.suffix == ".safetensors":
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -214,4 +214,9 @@ def ends_well(file: Path) -> bool:
                 return False
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         return file.stat().st_size == 8 + length + max(ends, default=0)
+    if file.suffix == ".json":
+        try:
+            json.loads(file.read_bytes())
+        except ValueError:
+            return False
     return zipfile.is_zipfile(file) if file.suffix in (".pt", ".pth", ".bin") else True
