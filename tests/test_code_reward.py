@@ -25,7 +25,7 @@ from cfpo_trl.rewards import sandbox as sandbox_module
 from cfpo_trl.rewards.code import get_code_reward, program_in
 from cfpo_trl.rewards.code_server import CodeServer
 from cfpo_trl.rewards.code_tests import CallTest, OutputTest, UnreadableTests, columns_of_tests, read_tests
-from cfpo_trl.rewards.sandbox import Limits, Sandbox, find_bwrap, no_processes
+from cfpo_trl.rewards.sandbox import Limits, Sandbox, allowed_calls, find_bwrap
 from cfpo_trl.rewards.scores import RewardError
 from cfpo_trl.running.data import DataArguments, check_columns, drop_unreadable_tests
 from cfpo_trl.tiny.model import build_model, build_tokenizer
@@ -46,6 +46,12 @@ def block(program: str) -> str:
         ([{"stdin": "", "stdout": "1"}], [OutputTest("", "1")]),
         ({"inputs": ["1"], "outputs": ["2"]}, [OutputTest("1", "2")]),
         ({"input": ["1"], "output": ["2"]}, [OutputTest("1", "2")]),
+        ([{"input": "1", "output": "2", "testtype": "stdin"}], [OutputTest("1", "2")]),
+        ([{"input": "1", "output": "2", "type": "stdin_stdout", "fn_name": None}], [OutputTest("1", "2")]),
+        (
+            ["assert f([i for i in range(3)]) == [i for i in range(3)]"],
+            [CallTest(("f([i for i in range(3)])",), None)],
+        ),
         (json.dumps({"inputs": ["1"], "outputs": ["2"]}), [OutputTest("1", "2")]),
         (["assert f(2) == 4"], [CallTest(("f(2)",), "__answer_0__ == 4")]),
         (["assert not f(g(1), 2)[0]"], [CallTest(("f(g(1), 2)",), "not __answer_0__[0]")]),
@@ -82,6 +88,12 @@ def test_forms_of_tests(value, tests):
         (["x = f(2)"], "is not one assert"),
         (["assert f(1)\nassert f(2)"], "is not one assert"),
         (["assert f("], "is no Python"),
+        (["assert (f(1), 2)"], "is always true"),
+        (["assert (f(i) for i in range(3))"], "is always true"),
+        (["assert all(f(i) == i for i in range(5))"], "calls it with i, which only the check knows"),
+        (["assert max([2, 1], key=lambda x: f(x)) == 2"], "calls it with x, which only the check knows"),
+        ({"inputs": ["1"], "outputs": ["2"], "fn_name": "f"}, "calls a function"),
+        ([{"input": "[1]", "output": "2", "testtype": "functional"}], "calls a function"),
     ],
 )
 def test_tests_that_are_not_surely_understood(value, why):
@@ -95,6 +107,7 @@ def test_tests_that_are_not_surely_understood(value, why):
         ("```python\na\n```", "a\n"),
         ("```\na\n``` and ```py\nb\n```", "b\n"),
         ("```python\na\n``` then ```bash\nls\n```", "a\n"),
+        ("```Python\na\n```", "a\n"),
         ("```python\na", None),  # cut off
         ("a", None),
     ],
@@ -137,6 +150,22 @@ def test_containers_of_other_kinds_are_compared_as_python_does(reward):
         "assert f(3) == [(1, 2)]",
     ]
     assert reward([block(program)] * 2, tests=[right, ["assert f(4) != 1"]]) == [1.0, 0.0]
+
+
+def test_values_that_have_no_literal_and_checks_within_generators(reward):
+    program = "def f(x):\n    return float(x)\ndef g(x):\n    return [{}, set(), (), (1,), [float('-inf')], 'inf']"
+    right = [
+        "assert f('inf') == float('inf')",
+        "assert all(x in g(0) for x in [(), (1,), 'inf'])",
+        "assert g(0) == [{}, set(), (), (1,), [float('-inf')], 'inf']",
+    ]
+    wrong = ["assert all(x in g(0) for x in [(), (2,)])"]
+    assert reward([block(program)] * 2, tests=[right, wrong]) == [1.0, 0.0]
+
+
+def test_a_program_that_leaves_when_it_is_done(reward):
+    programs = ["print(2 * int(input()))\nexit()", "print(2 * int(input()))\nquit()", "print(7)\nexit()"]
+    assert reward(list(map(block, programs)), tests=[DOUBLES] * 3) == [1.0, 1.0, 0.0]
 
 
 def test_outcomes_are_counted_and_missing_tests_give_none(reward):
@@ -238,6 +267,11 @@ HOSTILE = {
     "socket to this machine": "import socket; socket.create_connection(('127.0.0.1', PORT), 1)",
     "socket to the world": "import socket; socket.create_connection(('1.1.1.1', 80), 1)",
     "abstract socket": "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0cfpo-canary')",
+    "shared memory": C + "for _ in range(12):\n    k = c.shmget(0, 32 << 20, 0o1600)\n    assert k >= 0",
+    "memory files": "import os\nfor _ in range(40): os.write(os.memfd_create('x'), bytes(2**20))",
+    "secret memory": C + "assert c.syscall(447, 0) >= 0",
+    "message queues": C + "assert c.msgget(0, 0o1600) >= 0",
+    "io_uring": C + "assert c.syscall(425, 4, 0) != -1 or __import__('ctypes').get_errno() not in (0, 1)",
     "raises its limits": "import resource as r\nfor k in (r.RLIMIT_AS, r.RLIMIT_CPU): r.setrlimit(k, (-1, -1))",
 }
 
@@ -343,11 +377,11 @@ def test_without_its_sandbox_it_does_not_run(monkeypatch):
     with pytest.raises(RuntimeError, match=r"needs bubblewrap .* `apt install bubblewrap`"):
         load_reward("code")
     find_bwrap.cache_clear()
-    no_processes.cache_clear()
+    allowed_calls.cache_clear()
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     with pytest.raises(RuntimeError, match="knows x86_64, aarch64, not riscv64; use a server"):
-        no_processes()
-    no_processes.cache_clear()
+        allowed_calls()
+    allowed_calls.cache_clear()
 
 
 @pytest.mark.parametrize(

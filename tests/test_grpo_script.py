@@ -249,6 +249,7 @@ def test_a_reward_that_cannot_be_called_is_refused_at_the_start(recipe, tmp_path
     [
         ("[1.0]", "Reward own_rewards.mine returned 1 rewards for 16 completions"),
         ("None", "Reward own_rewards.mine returned None; it must return a list with a number for each completion"),
+        ("'1' * len(completions)", "Reward own_rewards.mine returned '1111"),
         ("['good'] * len(completions)", "Reward own_rewards.mine returned .'good', .*; it must return a list"),
         ("[float('nan')] * len(completions)", "Reward own_rewards.mine returned nan; where a reward does not apply"),
         ("[completions[99]]", "Reward own_rewards.mine raised IndexError: list index out of range"),

@@ -92,6 +92,13 @@ def test_reasoning_steps_takes_time_in_proportion(text):
 def test_exact_match():
     completions = [" cat\n", [{"content": "cat"}], "cats", "cat", "7"]
     assert exact_match_reward(completions, ["cat", "cat", "cat", None, 7]) == [1, 1, 0, None, 1]
+    assert exact_match_reward(["", "nan", "5", "5.5", ""], ["", float("nan"), 5.0, 5.5, " "]) == [
+        None,
+        None,
+        1,
+        1,
+        None,
+    ]
 
 
 @given(st.text(max_size=300) | st.text("<>/thinkaswer`py \n", max_size=300))

@@ -146,7 +146,9 @@ class CodeReward:
 def program_in(text: str) -> str | None:
     """The last closed block of Python in a completion, or None."""
     blocks = text.split(FENCE)[1:-1:2]
-    programs = [rest for label, _, rest in (block.partition("\n") for block in blocks) if label.strip() in LANGUAGES]
+    programs = [
+        rest for label, _, rest in (block.partition("\n") for block in blocks) if label.strip().lower() in LANGUAGES
+    ]
     return programs[-1] if programs else None
 
 

@@ -1,5 +1,7 @@
 """Programs run by a Piston server, for clusters that allow no sandbox: https://github.com/engineer-man/piston."""
 
+import time
+
 import requests
 
 from .sandbox import Limits, Run
@@ -7,6 +9,7 @@ from .scores import RewardError
 
 STATUSES = {"TO": "timeout", "OL": "output_limit", "EL": "output_limit", "RE": "error", "SG": "error", "XX": "error"}
 TRIES = 3
+BUSY_SECONDS = 60.0  # for which a server may run as many programs as it can
 
 
 class CodeServer:
@@ -45,16 +48,19 @@ class CodeServer:
             "run_timeout": int(1000 * seconds),
             "run_memory_limit": self.limits.memory_mib * 2**20,
         }
-        for attempt in range(TRIES):
+        failures, busy_until = 0, time.monotonic() + BUSY_SECONDS
+        while True:
             try:
                 answer = requests.post(f"{self.url}/api/v2/execute", json=body, timeout=seconds + 30)
-                if answer.status_code != 429:  # too many at a time
-                    answer.raise_for_status()
-                    return outcome(answer.json()["run"])
+                if answer.status_code == 429 and time.monotonic() < busy_until:  # too many at a time
+                    time.sleep(0.2)
+                    continue
+                answer.raise_for_status()
+                return outcome(answer.json()["run"])
             except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-                if attempt == TRIES - 1:
+                failures += 1
+                if failures == TRIES:
                     raise RewardError(f"The code server at {self.url} failed: {error}") from error
-        return Run("timeout")
 
 
 def outcome(run: dict) -> Run:

@@ -19,6 +19,8 @@ CHECKERS = {  # what a check may use beside values
     *("isinstance", "len", "list", "map", "math", "max", "min", "pow", "range", "repr", "reversed", "round", "set"),
     *("sorted", "str", "sum", "tuple", "type", "zip"),
 }
+PRINTED = ("stdin", "stdin_stdout")  # names that datasets have for tests by input and output
+ALWAYS_TRUE = ast.Tuple | ast.List | ast.Set | ast.Dict | ast.Lambda | ast.GeneratorExp
 INPUT_NAMES, OUTPUT_NAMES = ("input", "stdin"), ("output", "stdout")
 
 
@@ -66,6 +68,7 @@ def read_tests(value: Any) -> list[Test]:
         except json.JSONDecodeError as error:
             raise UnreadableTests(f"no JSON: {error}") from error
     if isinstance(value, dict):
+        check_no_function(value)
         inputs, outputs = (value.get(f"{name}s", value.get(name)) for name in ("input", "output"))
         if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
             raise UnreadableTests("inputs and outputs are no lists of one length")
@@ -81,7 +84,15 @@ def read_test(test: Any) -> Test:
         return read_assert(test)
     if not isinstance(test, dict):
         raise UnreadableTests(f"{test!r:.100} is neither an assert nor a pair of input and output")
+    check_no_function(test)
     return OutputTest(text_under(test, INPUT_NAMES), text_under(test, OUTPUT_NAMES))
+
+
+def check_no_function(test: dict[str, Any]) -> None:
+    """Refuses inputs that are arguments of a function, as some datasets mark them."""
+    kind = test.get("testtype", test.get("type"))
+    if test.get("fn_name") or (kind is not None and kind not in PRINTED):
+        raise UnreadableTests(f"{test!r:.100} calls a function, where input and output are what is read and printed")
 
 
 def text_under(test: dict[str, Any], names: Sequence[str]) -> str:
@@ -103,16 +114,31 @@ def read_assert(text: str) -> CallTest:
         raise UnreadableTests(f"{text!r:.100} is no Python: {error}") from error
     if len(statements) != 1 or not isinstance(statements[0], ast.Assert):
         raise UnreadableTests(f"{text!r:.100} is not one assert")
+    if isinstance(statements[0].test, ALWAYS_TRUE):
+        raise UnreadableTests(f"{text!r:.100} is always true")
     calls = Calls()
     check = calls.visit(statements[0].test)
-    bound = {node.id for node in ast.walk(check) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    bound = bound_in(check)
     answers = {ANSWER.format(place) for place in range(len(calls.found))}
-    names = {node.id for node in ast.walk(check) if isinstance(node, ast.Name)} - bound - answers
+    names = names_in(check) - bound - answers
     if not calls.found:
         raise UnreadableTests(f"{text!r:.100} calls no function of the program")
+    if inner := {name for call in map(ast.parse, calls.found) for name in names_in(call) - bound_in(call)} & bound:
+        raise UnreadableTests(f"{text!r:.100} calls it with {min(inner)}, which only the check knows")
     if unknown := names - CHECKERS:
         raise UnreadableTests(f"{text!r:.100} uses {min(unknown)}, which is no value of a call")
     return CallTest(tuple(calls.found), ast.unparse(check))
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def bound_in(tree: ast.AST) -> set[str]:
+    """The variables of comprehensions, lambdas and `:=`."""
+    nodes = list(ast.walk(tree))
+    assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return assigned | {node.arg for node in nodes if isinstance(node, ast.arg)}
 
 
 class Calls(ast.NodeTransformer):
@@ -136,14 +162,17 @@ import json, os
 lines = os.dup(1)
 os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
 
-def plain(value):
+def source(value):
+    if type(value) is float and value in (1e999, -1e999):
+        return "1e999" if value > 0 else "-1e999"
     if value is None or type(value) in (bool, int, float, complex, str, bytes):
-        return value
+        return repr(value)
     if isinstance(value, dict):
-        return {{plain(key): plain(one) for key, one in value.items()}}
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            return (set if kind is frozenset else kind)(map(plain, value))
+        return "{{" + ", ".join(f"{{source(key)}}: {{source(one)}}" for key, one in value.items()) + "}}"
+    for kinds, begin, end in ((list, "[", "]"), (tuple, "(", ",)"), ((set, frozenset), "{{", "}}")):
+        if isinstance(value, kinds):
+            empty = {{"[": "[]", "(": "()", "{{": "set()"}}
+            return begin + ", ".join(map(source, value)) + end if value else empty[begin]
     raise TypeError(value)
 
 scope = {{"__name__": "program"}}
@@ -154,7 +183,7 @@ except (SyntaxError, ValueError):
 exec(code, scope)
 for call in {calls!r}:
     try:
-        value = repr(plain(eval(call, scope)))
+        value = source(eval(call, scope))
     except Exception:
         value = None
     os.write(lines, (json.dumps(value) + "\\n").encode())
@@ -164,7 +193,7 @@ import ast, math
 for check, values in {checks!r}:
     try:
         scope = {{f"__answer_{{place}}__": ast.literal_eval(value) for place, value in enumerate(values)}}
-        print(int(bool(eval(check, {{"math": math}}, scope))))
+        print(int(bool(eval(check, {{"math": math, **scope}}))))
     except Exception:
         print(0)
 """

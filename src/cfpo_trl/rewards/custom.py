@@ -60,7 +60,7 @@ class CustomReward:
             logger.exception("Reward %s:", self.name)
             raise RewardError(f"Reward {self.name} raised {type(error).__name__}: {error}") from error
         try:
-            rewards = [None if reward is None else float(reward) for reward in returned]
+            rewards = [None if reward is None else as_number(reward) for reward in returned]
         except (TypeError, ValueError) as error:
             raise RewardError(
                 f"Reward {self.name} returned {returned!r:.100}; it must return a list with a number for each "
@@ -74,3 +74,10 @@ class CustomReward:
         if bad:
             raise RewardError(f"Reward {self.name} returned {bad[0]}; where a reward does not apply, it is None.")
         return rewards
+
+
+def as_number(reward: Any) -> float:
+    """Raises a `TypeError` for a text, of which `float` would read the digits."""
+    if isinstance(reward, str | bytes):
+        raise TypeError(f"{reward!r} is a text")
+    return float(reward)

@@ -1,5 +1,6 @@
 """The plainest verifiable reward: the completion is the solution."""
 
+import math
 from typing import Any
 
 from .texts import text_of
@@ -10,9 +11,16 @@ def exact_match_reward(completions: list[Any], solution: list[Any], **kwargs: An
 
     Args:
         completions: Texts, or conversations whose last message is scored.
-        solution: The expected texts.
+        solution: The expected texts or numbers; None, NaN and an empty text are none.
     """
     return [
-        None if expected is None else float(text_of(completion).strip() == str(expected).strip())
+        float(text_of(completion).strip() == wanted) if (wanted := expected_text(expected)) else None
         for completion, expected in zip(completions, solution, strict=True)
     ]
+
+
+def expected_text(expected: Any) -> str:
+    """The solution as a text, empty where there is none; a column of whole numbers with a gap has 5 as 5.0."""
+    if expected is None or (isinstance(expected, float) and math.isnan(expected)):
+        return ""
+    return str(int(expected) if isinstance(expected, float) and expected.is_integer() else expected).strip()

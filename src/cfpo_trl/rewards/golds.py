@@ -7,18 +7,14 @@ difference. Here all of a reference must be understood first. What comes out is 
 
 import math
 import re
-from collections.abc import Iterator
-from itertools import pairwise
 
+from .boxes import joined_boxes
 from .latex import GROUPED, UnreadableGold, read_formula
 
 __all__ = ["UnreadableGold", "read_gold"]
 
 ANSWER_MARK = re.compile(r"####[ \t]*(\S[^\n]*?)\s*\Z")  # GSM8K's last line
 STATED = re.compile(r"(?:the )?(?:final )?answer(?: is\b|\s*[:=])\s*:?", re.IGNORECASE)
-BOX = re.compile(r"\\f?boxed\s*\{")
-BETWEEN_BOXES = re.compile(r"(?:[\s$,;]|\\[()\[\],;: ]|\\q?quad\b|(?:\\text\s*\{\s*)?\b(?:and|or)\b(?:\s*\})?)*")
-PERCENT = re.compile(r"\$*(?:\s|\\[,; ])*(?:\\?%|per ?cent\b|pct\b)")
 
 
 def read_gold(gold: object) -> str | None:
@@ -71,36 +67,3 @@ def answer_of(text: str) -> str:
         if marked != read_formula(boxed):
             raise UnreadableGold("a box and an answer at #### that differ")
     return boxed
-
-
-def joined_boxes(text: str) -> str | None:
-    """The content of the box; of several with nothing but commas, `and` and `or` between them a list; else None."""
-    boxes = list(find_boxes(text))
-    if not boxes:
-        return None
-    contents = [text[begin:end].strip() for _, begin, end in boxes]
-    if len(set(contents)) > 1:
-        for (_, _, end), (start, _, _) in pairwise(boxes):
-            if not BETWEEN_BOXES.fullmatch(text[end + 1 : start]):
-                raise UnreadableGold("several boxes with different contents")
-    for start, _, end in boxes:
-        before, behind = text[:start][-1:], text[end + 1 : end + 2]
-        if before.isdigit() or before in tuple("+-*/^_") or behind.isalnum() or behind in tuple("^_"):
-            raise UnreadableGold("a box around a part of an expression")
-    percent = r"\%" if PERCENT.match(text, boxes[-1][2] + 1) else ""
-    return ", ".join(dict.fromkeys(contents)) + percent
-
-
-def find_boxes(text: str) -> Iterator[tuple[int, int, int]]:
-    r"""Where each `\boxed{…}` starts, its content starts, and its content ends."""
-    position = 0
-    while opening := BOX.search(text, position):
-        depth = 1
-        for found in re.compile(r"\\.|[{}]").finditer(text, opening.end()):
-            depth += {"{": 1, "}": -1}.get(found[0], 0)
-            if depth == 0:
-                break
-        else:
-            raise UnreadableGold("a box that does not close")
-        yield opening.start(), opening.end(), found.start()
-        position = found.end()

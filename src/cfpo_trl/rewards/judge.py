@@ -4,16 +4,29 @@ import logging
 import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from latex2sympy2_extended.math_normalization import extract_boxed_content
 from math_verify import LatexExtractionConfig, parse, parser, verify
-from sympy import Eq, Expr, FiniteSet, Interval, Tuple, nan, zoo
+from sympy import Eq, Symbol, nan, zoo
 
-from .latex import BASE, MARKED_LETTER, MONEY, MONEY_BEHIND, SIDE_BY_SIDE, SPACED, UNBRACED
-from .units import MAGNITUDES, split_unit, without_unit
+from .latex import BASE, CURRENCIES, FACTOR_IN_BRACKETS, MARKED_LETTER, MONEY, MONEY_BEHIND, SPACED
+from .units import split_unit, without_unit
+from .vetoes import (
+    NUMERIC_PRECISION,
+    as_complex,
+    as_large,
+    in_order,
+    in_the_same_base,
+    in_the_same_unit,
+    members,
+    of_the_same_kind,
+    with_the_same_solutions,
+    written_clearly,
+)
 
 # As trl.rewards.accuracy_reward reads a completion: the answer must be LaTeX, a box comes first. In addition \frac12
 # and \sqrt3, which are LaTeX. Letters behind a number are a unit where the reference is a number, else variables.
@@ -24,9 +37,17 @@ OF_GOLDS = NormalizationConfig(units=False, malformed_operators=True, nits=True,
 ONE_FORMULA = re.compile(
     r"(?!.*\b(?:not|or|and|no)\b)[A-Za-z ,:']+(?:\$+|\\[(\[])([^$]+?)(?:\$+|\\[)\]])[A-Za-z ,.']*"
 )
-MAGNITUDE = re.compile(rf"\b(?:{'|'.join(MAGNITUDES)})s?\b", re.IGNORECASE)
+CHOICES = set("ABCDEFGHIJabcdefghij")  # in either case; other letters are variables
 INDEX = re.compile(r"_\{?(\d+)\}?$")
 ROUNDING = 6  # digits behind the point, math-verify's
+SAME_IN_ANSWERS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"°", r"^{\\circ}"),
+        (r"\\(?:boldsymbol|bm)(?![A-Za-z])", r"\\mathbf"),
+        (r"(?<=[\w)}])\.\s*$", ""),  # a sentence's
+    )
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,7 @@ class Judge:
         # math-verify keeps its last 20 parses, and the patterns of one configuration; a batch needs more.
         parser.parse_latex_cached = lru_cache(maxsize=8192)(parser.parse_latex_cached.__wrapped__)
         parser.lazy_latex_regex = lru_cache()(parser.lazy_latex_regex.__wrapped__)
+        parser.latex2sympy = partial(latex2sympy, conversion_config=ConversionConfig(lowercase_symbols=False))
         self.normalize = parser.normalize_latex
         parser.normalize_latex = self._normalize
         self.written: list[str] = []  # the formulas that the last answer was read from, with their units
@@ -97,26 +119,36 @@ class Judge:
         latex = extract_boxed_content(latex, mode=config.boxed)
         if formula := ONE_FORMULA.fullmatch(latex):
             latex = formula[1]
+        for pattern, replacement in SAME_IN_ANSWERS:
+            latex = pattern.sub(replacement, latex)
+        money = MONEY.search(latex) or MONEY_BEHIND.search(latex)
         latex = SPACED.sub(lambda match: re.sub(r"\D", "", match[0]), MONEY_BEHIND.sub("", MONEY.sub(r"\1", latex)))
+        latex = FACTOR_IN_BRACKETS.sub(r"\\cdot (", latex)
         written = self.normalize(MARKED_LETTER.sub(r" \1", latex), OF_GOLDS)
         self.written.append(written)
+        if money and money["sign"] != "¥" and not split_unit(written)[1]:  # ¥ is of two currencies
+            self.written.append(rf"{written}\text{{ {CURRENCIES[money['sign']]}}}")
         return without_unit(written) if config.units else written
 
     def _is_right(self, gold: str, answer: tuple, written: tuple[str, ...]) -> bool:
         read = self.read(gold)
         assert read is not None  # the answers of an unreadable gold are not judged
+        if isinstance(answer[0], Symbol) and str(read.parsed[0]) in CHOICES:
+            return str(answer[0]).upper() == str(read.parsed[0]).upper()
         return (
             verify(
                 read.parsed,
                 list(answer),
                 float_rounding=read.rounding,
+                numeric_precision=NUMERIC_PRECISION,
                 allow_set_relation_comp=True,
                 timeout_seconds=None,
             )
-            and not any(SIDE_BY_SIDE.search(formula) or UNBRACED.search(formula) for formula in written)
-            and all(in_the_same_base(formula, read.base) for formula in written)
-            and not (read.is_number and any(in_another_unit(formula, read.unit) for formula in written))
+            and all(written_clearly(formula) and in_the_same_base(formula, read.base) for formula in written)
+            and (not read.is_number or all(in_the_same_unit(formula, read.unit) for formula in written))
             and ("%" in gold or any("%" in formula for formula in written) or as_large(read.parsed[0], answer[0]))
+            and of_the_same_kind(read.parsed[0], answer[0])
+            and with_the_same_solutions(read.parsed[0], answer[0])
             and (read.values is None or in_order(answer[0], read.values, read.rounding))
         )
 
@@ -138,18 +170,9 @@ def read(gold: str) -> Gold | None:
         is_number=not getattr(expression, "free_symbols", None),
         unit=unit,
         base=base[2] if base else "",
-        rounding=ROUNDING - min(0, math.floor(math.log10(min(sizes)))) if sizes else ROUNDING,
+        rounding=ROUNDING - min(0, math.floor(math.log10(min(sizes))) + 1) if sizes else ROUNDING,
         values=values_of_unknowns(expression),
     )
-
-
-def members(expression: Any) -> list | None:
-    """The members of a set, a tuple or a pair in the order in which they are written; None of anything else."""
-    if isinstance(expression, FiniteSet):
-        return list(getattr(expression, "_unsorted_args", expression.args))
-    if isinstance(expression, Interval):
-        return [expression.start, expression.end]
-    return list(expression) if isinstance(expression, Tuple) else None
 
 
 def values_of_unknowns(expression: Any) -> list | None:
@@ -163,47 +186,6 @@ def values_of_unknowns(expression: Any) -> list | None:
     if len(set(names)) == 1 or (of_one and {int(index[1]) for index in indices} == set(range(1, len(names) + 1))):
         return None
     return [equation.rhs for equation in equations]
-
-
-def in_order(answer: Any, values: list, rounding: int) -> bool:
-    """Whether an answer without the unknowns' names gives their `values` in the reference's order."""
-    found = members(answer.rhs if isinstance(answer, Eq) else answer)
-    if found is None or any(isinstance(member, Eq) for member in found):
-        return True  # math-verify compares the names
-    return len(found) == len(values) and all(
-        verify([value], [member], float_rounding=rounding, timeout_seconds=None)
-        for value, member in zip(values, found, strict=True)
-    )
-
-
-def in_the_same_base(formula: str, base: str) -> bool:
-    """math-verify reads the digits of `101_2` alone."""
-    stated = re.search(r"\d\s*_\s*\{?\s*(\d+)", formula)
-    return stated is None or stated[1] == (base or "10")
-
-
-def in_another_unit(formula: str, unit: str) -> bool:
-    """Whether an answer is in thousands, in another unit than the reference's, or times a letter that is no unit."""
-    if MAGNITUDE.search(formula) or re.search(r"\d[a-zA-Z]$", formula):
-        return True
-    found = split_unit(formula)[1]
-    return bool(unit and found and found != unit)
-
-
-def as_large(gold: Any, answer: Any) -> bool:
-    """False for two numbers that differ by more than rounding: math-verify takes differences below 1e-15 for 0."""
-    expected, given = as_complex(gold), as_complex(answer)
-    return expected is None or given is None or not abs(expected - given) > 1e-5 * max(abs(expected), abs(given))
-
-
-def as_complex(expression: Any) -> complex | None:
-    """The value of an expression that is a number, else None."""
-    if not isinstance(expression, Expr) or expression.free_symbols:
-        return None
-    try:
-        return complex(expression.evalf())
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def show(parsed: list) -> str:

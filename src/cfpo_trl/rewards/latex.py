@@ -7,6 +7,7 @@ Three steps: ASCII, Unicode and sloppy LaTeX are rewritten (`REWRITTEN`); what c
 import re
 import unicodedata
 from collections.abc import Iterator
+from itertools import pairwise
 
 from .units import MAGNITUDES, split_unit
 
@@ -26,7 +27,7 @@ CHOICE = re.compile(r"\(?\s*([A-Za-z])\s*\)?\.?")
 WORD = re.compile(r"[A-Za-z]{2,}")
 WORDS = re.compile(r"(?:[A-Za-z]{2,}|[aA])(?: (?:[A-Za-z]{2,}|a))*")
 POINTS = re.compile(r"[A-H]{2,}")
-NO_ANSWERS = {"nan", "null"}
+NO_ANSWERS = {"nan", "null", "none", "n/a", "na", "tbd", "unknown"}
 LONGEST = 2000  # characters; what is longer is prose
 NUMBER_WORDS = listed(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
@@ -52,6 +53,7 @@ SYMBOLS = {
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
+FACTOR_IN_BRACKETS = re.compile(r"(?<=[\d)])\s*\((?=\d+\))")  # `2(3)`, which would be a mixed number
 SPACE = r"(?:\s|\\[,;:! ]|\\q?quad\b)"
 LETTER_ENDS = r"(?![A-Za-z])"
 REWRITTEN = [
@@ -83,6 +85,7 @@ REWRITTEN = [
         (r"\s+", " "),
     )
 ]
+REWRITTEN.append((FACTOR_IN_BRACKETS, r"\\cdot ("))
 
 SIDE_BY_SIDE = re.compile(rf"(?<![\d_^])\d+(?:\.\d+)?{SPACE}+\.?\d")
 UNBRACED = re.compile(r"\\sqrt\s*\d\d|\\frac\s*\d\s*\d\d")
@@ -103,16 +106,20 @@ AMBIGUOUS = [
         (r"<[a-z/]+>", "markup"),
         (r"^\(?[A-Z]\s*[).]\s*\S|^[A-Z]:\s", "a choice and its text"),
         (r"^[-+]?[\d.]+\s+[A-Z]$|\\circ\s*\}?\s*[A-Za-z]", "a unit, or a variable"),
+        (r"\\log\s*\d+\s*\\cdot\s*\(|\\log\s*\d+\s*\(", "a base, or a factor"),
+        (r"\bmod\b", "a remainder"),
+        (r"\d\s*(?:am|pm|AM|PM)$", "a time"),
+        (r"^0[xXbBo][\dA-Fa-f]+$", "digits of another base"),
         (SIDE_BY_SIDE.pattern, "two numbers side by side"),
     )
 ]
 
 GROUPED = re.compile(r"[-+]?([1-9]\d{0,2})((?:,\d{3})+)(\.\d+)?")
 SPACED = re.compile(
-    r"(?<![\d.,\w^_])([1-9]\d{0,2})((?:(?:\{,\}|,?\\[,!:; ]\s?|~| )\d{3})+)(?!\d|\s*/|(?:\{,\}|\\[,!:; ]|~| )\d)"
+    r"(?<![\d.,\w^_])([1-9]\d{0,2})((?:(?:\{,\}|,\\!\s?|\\[,!:; ]\s?|~| )\d{3})+)(?!\d|\s*/|(?:\{,\}|\\[,!:; ]|~| )\d)"
 )
-MONEY = re.compile(r"([-+]?)\s*(?:US)?(\\\$|[$€£¥₹])\s*(?=[-+]?[\d.])")
-MONEY_BEHIND = re.compile(r"(?<=\d)\s*(\\\$|[$€£¥₹])$")
+MONEY = re.compile(r"([-+]?)\s*(?:US)?(?P<sign>\\\$|[$€£¥₹])\s*(?=[-+]?[\d.])")
+MONEY_BEHIND = re.compile(r"(?<=\d)\s*(?P<sign>\\\$|[$€£¥₹])$")
 CURRENCIES = {r"\$": "dollar", "$": "dollar", "€": "euro", "£": "gbp", "¥": "yen", "₹": "rupee"}
 PERCENT = re.compile(r"(?<=[\d})])(?:\s|\\[,; ])*(?:\\?%|per ?cent|pct)$")
 BASE = re.compile(r"(\d+)\s*_\s*\{?\s*(\d+)\s*\}?")
@@ -125,6 +132,10 @@ MATRIX = re.compile(r"\\begin\s*\{array\}\s*\{[lcr|]*\}|\\(?:begin|end)\s*\{(?:[
 SET = re.compile(r"\\mathbb\s*\{\s*[A-Z]\s*\}")
 COMMAND = re.compile(r"\\([A-Za-z]+)|\\[{}%,;:! \\|]")
 KNOWN = re.compile(r"[0-9A-Za-z\s+\-*/^_=<>!|()\[\]{},.;:&]")
+OVER_SEVERAL = re.compile(
+    r"/\s*(?:\d+(?:\.\d+)?|[A-Za-z]|\\pi)\s*"
+    rf"(?:[A-Za-z(]|\\(?:left|sqrt|[dt]?frac|binom|{'|'.join(sorted(GREEK | FUNCTIONS))})(?![A-Za-z]))"
+)
 MIXED = re.compile(r"\d\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\}")
 
 
@@ -134,6 +145,8 @@ def read_formula(text: str) -> str:
     text = re.sub(r"(?<=[^.])\.$", "", text).strip()  # a sentence's
     marked = MARKED.fullmatch(text)
     text = marked[1].strip() if marked else MARKED_LETTER.sub(r" \1", text)
+    if text.lower() in NO_ANSWERS:
+        raise UnreadableGold("no answer")
     if choice := CHOICE.fullmatch(text):
         return choice[1]
     if (WORDS if marked else WORD).fullmatch(text):  # several words are an answer where they are marked as text
@@ -171,8 +184,6 @@ def read_words(text: str) -> str:
     words = text.lower().split()
     if NUMBER_WORDS & {word.removesuffix("s") for word in words} | NUMBER_WORDS & set(words):
         raise UnreadableGold("a number in words")
-    if text.lower() in NO_ANSWERS:
-        raise UnreadableGold("no answer")
     if POINTS.fullmatch(text):
         raise UnreadableGold("several choices, or points")
     if text.lower() in ("infinity", "inf", "oo"):
@@ -262,14 +273,13 @@ def split_commas(item: str) -> list[str]:
     if re.search(r"\d,0\d\d(?!\d)", item) or (re.search(r"\d,\d{3}(?!\d)", item) and re.search(r",\s|;", item)):
         raise UnreadableGold("thousands, or several numbers")
     parts = [SPACE_AROUND.sub("", part) for part in split(item, COMMA)]
-    if any(re.fullmatch(r"\d{3}(?:\.\d+)?", part) for part in parts[1:]):
+    if any(before[-1:].isdigit() and re.match(r"\d{3}(?!\d)", part) for before, part in pairwise(parts)):
         raise UnreadableGold("thousands, or several numbers")
     if any(re.fullmatch(r"[-+]?0\d+", part) for part in parts[1:]):
         raise UnreadableGold("a decimal comma, or several numbers")
-    if len(parts) == 2 and re.fullmatch(r"[-+]?\d+,\d+", item):
-        whole, digits = parts
-        if len(digits) > 1 or whole.strip("+-") == "0":
-            raise UnreadableGold("a decimal comma, or two numbers")
+    two = re.fullmatch(r"[-+]?(\d+),(\d+)(?:\s*[A-Za-z\\%].*)?", item)
+    if two and (len(two[2]) > 1 or two[1] == "0"):
+        raise UnreadableGold("a decimal comma, or two numbers")
     return parts
 
 
@@ -313,6 +323,7 @@ def read_item(item: str, alone: bool) -> str:
         raise UnreadableGold("letters, which may be variables or units")
     check_signs(item)
     check_letters(item)
+    check_products(item)
     if any(int(top) >= int(bottom) for top, bottom in MIXED.findall(item)):
         raise UnreadableGold("a mixed number, or a product")
     return item + (rf"\text{{ {unit}}}" if unit else "")
@@ -343,3 +354,11 @@ def check_letters(item: str) -> None:
             raise UnreadableGold(f"the text {letters[0]!r}")
     if "=" in item and not re.search("[A-Za-z]", formula):
         raise UnreadableGold("a calculation")
+
+
+def check_products(item: str) -> None:
+    """Refuses `1/2x`, and a digit behind a letter: an index, an exponent, or the value of a unit's next part."""
+    if OVER_SEVERAL.search(item):
+        raise UnreadableGold("a fraction times something, or over it")
+    if re.search(r"[A-Za-z]\s*\d", COMMAND.sub("~", SET.sub("~", MATRIX.sub("~", item)))):
+        raise UnreadableGold("a digit behind a letter")

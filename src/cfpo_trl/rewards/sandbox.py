@@ -33,9 +33,11 @@ ISOLATED = (
     *("--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL", "--hostname", "sandbox"),
 )
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
-STARTING = {  # by machine: its number in seccomp, and those of clone, fork, vfork and clone3
-    "x86_64": (0xC000003E, (56, 57, 58, 435)),
-    "aarch64": (0xC00000B7, (220, 435)),
+# By machine: its number in seccomp, and those of what starts processes (clone, fork, vfork, clone3) or takes memory
+# that counts for no limit (shmget, msgget, memfd_create, memfd_secret, io_uring_setup).
+FORBIDDEN = {
+    "x86_64": (0xC000003E, (56, 57, 58, 435, 29, 68, 319, 447, 425)),
+    "aarch64": (0xC00000B7, (220, 435, 194, 186, 279, 447, 425)),
 }
 SYNTAX_ERROR, OUT_OF_MEMORY = 96, 97  # exit statuses of the launcher
 BAD_STATUS = {SYNTAX_ERROR: "syntax_error", OUT_OF_MEMORY: "out_of_memory"}
@@ -45,6 +47,7 @@ names = ("AS", "CPU", "FSIZE", "NOFILE", "CORE")
 for name, value in zip(names, map(int, sys.argv[1:])):
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
 sys.argv = ["program.py"]
+__builtins__.exit = __builtins__.quit = sys.exit  # which Python's site module would add
 try:
     with open("/program.py", encoding="utf-8") as file:
         code = compile(file.read(), "program.py", "exec")
@@ -125,7 +128,7 @@ def started(program: str, limits: Limits, **options: Any) -> Iterator[subprocess
     """The program's sandbox as a process; it ends with the block, and all that is in it."""
     with (
         in_memory(program.encode("utf-8", "surrogatepass")) as source,
-        in_memory(no_processes()) as calls,
+        in_memory(allowed_calls()) as calls,
         in_memory(b"") as info,
     ):
         files = [source, calls, info]
@@ -183,15 +186,15 @@ def sandboxed(limits: Limits, source: int, calls: int, info: int) -> list[str]:
 
 
 @cache
-def no_processes() -> bytes:
-    """A filter of system calls that lets a program start no process and no thread; root's have no other limit.
+def allowed_calls() -> bytes:
+    """A filter of system calls: a program starts no process and no thread, and takes no memory beyond its limit.
 
     Instructions of classic BPF, https://docs.kernel.org/userspace-api/seccomp_filter.html
     """
     machine = platform.machine()
-    if machine not in STARTING:
-        raise RuntimeError(f"The code reward's sandbox knows {', '.join(STARTING)}, not {machine}; use a server.")
-    architecture, numbers = STARTING[machine]
+    if machine not in FORBIDDEN:
+        raise RuntimeError(f"The code reward's sandbox knows {', '.join(FORBIDDEN)}, not {machine}; use a server.")
+    architecture, numbers = FORBIDDEN[machine]
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     checks = [(at_least, 0x40000000), *((equal, number) for number in numbers)]  # x86's x32 calls begin there
     program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (answer, 0, 0, 0x80000000), (load, 0, 0, 0)]

@@ -14,10 +14,13 @@ UNITS |= {"mph": "mi / h", "kmh": "km / h", "kph": "km / h", "kmph": "km / h"}
 SHAPES = {"square": "sq", "squared": "sq", "sq": "sq", "cubic": "cu", "cubed": "cu", "cu": "cu", "per": "/", "/": "/"}
 MAGNITUDES = ("dozen", "hundred", "thousand", "million", "billion", "trillion", "tenth", "hundredth", "thousandth")
 
+_FACTORS = {"pi", "theta", "lakh", "crore", *SHAPES}  # text behind a number that is no unit
+_LARGE = set("MGSH")  # million, giga, …: no meter, gram, second or hour
+
 _SPACE = r"(?:\s|\\[,;: ]|\\q?quad\b|~)*"
 _POWER = r"\s*(?:\^\s*\{?\s*([23])\s*\}?)?"
 _MARKED = re.compile(rf"{_SPACE}\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox)\s*\{{([^{{}}]*)\}}{_POWER}\s*$")
-_ANY_TEXT = re.compile(rf"(?<=[\d)}}]){_SPACE}\\text\s*\{{[A-Za-z ./]{{2,}}\}}{_POWER}\s*$")
+_ANY_TEXT = re.compile(rf"(?<=[\d)}}]){_SPACE}\\text\s*\{{([A-Za-z ./]{{2,}})\}}{_POWER}\s*$")
 _PLAIN = re.compile(rf"(?<=[\d)}}])({_SPACE})([A-Za-z][A-Za-z ./]*){_POWER}\s*$")
 
 
@@ -44,11 +47,17 @@ def split_unit(text: str) -> tuple[str, str]:
 def without_unit(formula: str) -> str:
     r"""A number without the text behind it, known as a unit or not: `12` of `12\text{ apples}`."""
     value, unit = split_unit(formula)
-    return value if unit else _ANY_TEXT.sub("", formula)
+    text = None if unit else _ANY_TEXT.search(formula)
+    if text is None:
+        return value
+    words = text[1].lower().split()
+    return value if len("".join(words)) == 1 or _FACTORS & set(words) else formula[: text.start()]
 
 
 def unit_name(phrase: str) -> str:
     """One name for all spellings: `sq cm` for `square centimeters`; empty where a word is unknown."""
+    if phrase.strip() in _LARGE:
+        return ""
     words = re.findall(r"[a-z]+|[^a-z\s.]", phrase.lower())
     names = [SHAPES.get(word) or UNITS.get(word) or UNITS.get(re.sub(r"e?s$", "", word)) or "" for word in words]
     names = [name or UNITS.get(word.removesuffix("s"), "") for name, word in zip(names, words, strict=True)]

@@ -1,0 +1,98 @@
+"""What math-verify takes for equal, and is not: each function is False where an answer must not be paid."""
+
+import re
+from typing import Any
+
+from math_verify import verify
+from math_verify.grader import is_equation, is_relation, take_first_relation
+from sympy import Add, Derivative, Eq, Expr, FiniteSet, Interval, Symbol, Tuple, expand, simplify, solve
+from sympy.core.function import AppliedUndef
+
+from .latex import SIDE_BY_SIDE, UNBRACED
+from .units import MAGNITUDES, split_unit
+
+MAGNITUDE = re.compile(rf"\b(?:{'|'.join(MAGNITUDES)})s?\b", re.IGNORECASE)
+NUMERIC_PRECISION = 60  # digits; with math-verify's 15 all differences below 1e-15 are 0
+
+
+def written_clearly(formula: str) -> bool:
+    """Not numbers side by side, nor digits behind a command without braces."""
+    return not SIDE_BY_SIDE.search(formula) and not UNBRACED.search(formula)
+
+
+def in_the_same_base(formula: str, base: str) -> bool:
+    """math-verify reads the digits of `101_2` alone."""
+    stated = re.search(r"\d\s*_\s*\{?\s*(\d+)", formula)
+    return stated is None or stated[1] == (base or "10")
+
+
+def in_the_same_unit(formula: str, unit: str) -> bool:
+    """Not in thousands, in another unit than the reference's, or times a letter that is no unit."""
+    if MAGNITUDE.search(formula) or re.search(r"\d[a-zA-Z]$", formula):
+        return False
+    found = split_unit(formula)[1]
+    return not unit or not found or found == unit
+
+
+def as_large(gold: Any, answer: Any) -> bool:
+    """Two numbers do not differ by more than rounding."""
+    expected, given = as_complex(gold), as_complex(answer)
+    return expected is None or given is None or not abs(expected - given) > 1e-5 * max(abs(expected), abs(given))
+
+
+def of_the_same_kind(gold: Any, answer: Any) -> bool:
+    """Not the end points for an interval, or a value for an equation of several unknowns."""
+    if is_inequality(gold) and isinstance(answer, FiniteSet):
+        return any(is_inequality(member) for member in answer)
+    if is_inequality(answer) and isinstance(gold, FiniteSet):
+        return any(is_inequality(member) for member in gold)
+    if not is_equation(gold) or is_equation(answer) or members(answer) is not None:
+        return True
+    # `x = 5` and `f(x) = x^2` name the value that they give; so does `AB = 5`, of points.
+    named = take_first_relation(gold).lhs
+    points = not isinstance(named, Add) and all(str(symbol).isupper() for symbol in named.free_symbols)
+    return isinstance(named, Symbol | AppliedUndef | Derivative) or points
+
+
+def is_inequality(expression: Any) -> bool:
+    return is_relation(expression) and not is_equation(expression)
+
+
+def with_the_same_solutions(gold: Any, answer: Any) -> bool:
+    """Two equations without a solution are the same for math-verify: they must be multiples of each other."""
+    if not isinstance(gold, Eq) or not isinstance(answer, Eq) or not all(isinstance(s, Expr) for s in gold.args):
+        return True
+    sides = [equation.lhs - equation.rhs for equation in (gold, answer)]
+    if expand(sides[0] - sides[1]) == 0 or solve(gold, gold.free_symbols):
+        return True
+    return bool(simplify(sides[0] / sides[1]).is_number)
+
+
+def in_order(answer: Any, values: list, rounding: int) -> bool:
+    """An answer without the unknowns' names gives their `values` in the reference's order."""
+    found = members(answer.rhs if isinstance(answer, Eq) else answer)
+    if found is None or any(isinstance(member, Eq) for member in found):
+        return True  # math-verify compares the names
+    return len(found) == len(values) and all(
+        verify([value], [member], float_rounding=rounding, numeric_precision=NUMERIC_PRECISION, timeout_seconds=None)
+        for value, member in zip(values, found, strict=True)
+    )
+
+
+def members(expression: Any) -> list | None:
+    """The members of a set, a tuple or a pair in the order in which they are written; None of anything else."""
+    if isinstance(expression, FiniteSet):
+        return list(getattr(expression, "_unsorted_args", expression.args))
+    if isinstance(expression, Interval):
+        return [expression.start, expression.end]
+    return list(expression) if isinstance(expression, Tuple) else None
+
+
+def as_complex(expression: Any) -> complex | None:
+    """The value of an expression that is a number, else None."""
+    if not isinstance(expression, Expr) or expression.free_symbols:
+        return None
+    try:
+        return complex(expression.evalf())
+    except (TypeError, ValueError, OverflowError):
+        return None
