@@ -26,6 +26,7 @@ from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, AsyncClipTr
 from cfpo_trl.rollouts import health
 from cfpo_trl.rollouts.health import PatientHealth, RolloutServerError
 from cfpo_trl.rollouts.staleness import QUEUE, VersionedCollator, pace
+from cfpo_trl.rollouts.transfer import WatchedAdapters
 from cfpo_trl.tiny.model import build_model
 from conftest import CPU, LETTERS
 
@@ -299,6 +300,27 @@ def test_a_transfer_that_fails_stops_the_training_and_gathers_to_the_end(build, 
     with pytest.raises(RolloutServerError, match=r"the vLLM server failed to .*: ConnectionError: the server is gone"):
         trainer.train()
     assert len(gathered) == len(list(original()))
+
+
+def test_an_adapter_that_the_server_does_not_take_is_everybody_s_failure():
+    calls = []
+
+    class Client:
+        def pause(self):
+            calls.append("pause")
+
+        def load_lora_adapter(self, name, path):
+            raise ConnectionError("the server is gone")
+
+        def resume(self):
+            calls.append("resume")
+
+    client = WatchedAdapters(Client())
+    client.pause()
+    client.load_lora_adapter("policy-v1", "folder")
+    client.resume()
+    assert calls == ["pause"]
+    assert client.failure == "the vLLM server failed to load the adapter: ConnectionError: the server is gone"
 
 
 class OldPolicies(Worker):

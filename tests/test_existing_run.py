@@ -72,6 +72,24 @@ def test_another_recipe_is_refused_with_the_differences(run, output, saves):
     assert yaml.safe_load((output / "resolved_recipe.yaml").read_text())["learning_rate"] == 0.01
 
 
+def test_a_run_goes_on_with_other_intervals(run, output):
+    run("--logging_steps", "2")
+    unfinish(output, newest=True)
+    run("--logging_steps", "1", "--save_steps", "1")
+    assert steps(output) == [2, 3, 4]
+    assert (output / "checkpoint-3").is_dir()
+
+
+def test_continue_takes_the_recipe_s_weight_decay_and_adam(run, output):
+    run()
+    changed = ("--max_steps", "6", "--weight_decay", "0.1", "--adam_beta2", "0.95", "--adam_epsilon", "1e-6")
+    run(*changed, "--if_output_exists", "continue")
+    saved = torch.load(output / "checkpoint-6" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert saved[0]["weight_decay"] == 0.1
+    assert all(group["weight_decay"] == 0 for group in saved[1:])
+    assert all(group["betas"] == (0.9, 0.95) and group["eps"] == 1e-6 for group in saved)
+
+
 def test_continue_goes_on_with_another_recipe(run, output):
     run()
     run("--max_steps", "6", "--if_output_exists", "continue")

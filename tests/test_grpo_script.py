@@ -5,6 +5,7 @@ import logging
 import re
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -151,6 +152,14 @@ def test_values_that_fit(recipe):
     assert [dataset.path for dataset in mixture.datasets] == ["a"]
 
 
+def test_true_and_false_where_trl_takes_them_beside_a_text(recipe):
+    recipe.write_text(recipe.read_text() + "resume_from_checkpoint: true\nscale_rewards: false\n")
+    (_, training_args, *_), _ = parse(recipe)
+    assert training_args.scale_rewards == "none"
+    with pytest.raises(ValueError, match="resume_from_checkpoint=True, and there is no checkpoint in"):
+        grpo.main(["--config", str(recipe)])
+
+
 def parse(recipe, *arguments):
     parser = RecipeParser(grpo.ARGUMENTS)
     return parser.parse_args_and_config(["--config", str(recipe), *arguments]), parser
@@ -287,3 +296,14 @@ def test_the_tied_head_is_not_missed_at_a_resume(recipe, tmp_path, caplog):
     assert "Going on from" in caplog.text
     assert "missing keys" not in caplog.text
     assert yaml.safe_load((tmp_path / "cfpo" / "resolved_recipe.yaml").read_text())["max_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("iterations", "per_generation", "accumulation", "steps"),
+    [(1, 1, 1, 1), (1, 4, 4, 1), (2, 8, 2, 8), (1, 6, 4, 3), (1, 3, 2, 3), (1, 2, 4, 1), (1, 2, 3, 2)],
+)
+def test_steps_behind_which_a_run_goes_on_exactly(iterations, per_generation, accumulation, steps):
+    args = SimpleNamespace(
+        num_iterations=iterations, steps_per_generation=per_generation, gradient_accumulation_steps=accumulation
+    )
+    assert grpo.steps_per_rollout(args) == steps

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from cfpo_trl import CFPOConfig, CFPOTrainer
+from cfpo_trl.config import uses_rollouts_once
 from cfpo_trl.seam import METRICS
 from cfpo_trl.tiny.model import build_model
 from conftest import early_letters
@@ -188,6 +190,26 @@ def test_metrics_of_sequence_level_ratios_count_sequences(build_trainer):
     metrics = logged(trainer)
     assert metrics["cfpo/tv"] == pytest.approx(0.125, rel=1e-5)
     assert metrics["cfpo/outside"] == 0.5
+
+
+def test_metrics_of_sequence_level_ratios_leave_out_masked_sequences(build_trainer):
+    trainer = build_trainer(loss_type="grpo", importance_sampling_level="sequence")
+    batch = one_batch(trainer, 0.0, 1.0)
+    batch["old_per_token_logps"] -= math.log(1.5)
+    batch["completion_mask"][1] = 0  # cut off, with mask_truncated_completions
+    trainer.compute_loss(trainer.model, batch)
+    assert logged(trainer)["cfpo/tv"] == pytest.approx(0.25, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("per_generation", "accumulation", "iterations", "once"),
+    [(4, 4, 1, True), (2, 4, 1, True), (2, 3, 1, False), (4, 2, 1, False), (2, 4, 2, True), (4, 4, 2, False)],
+)
+def test_which_rollouts_are_used_once(per_generation, accumulation, iterations, once):
+    args = SimpleNamespace(
+        num_iterations=iterations, steps_per_generation=per_generation, gradient_accumulation_steps=accumulation
+    )
+    assert uses_rollouts_once(args) == once
 
 
 def test_padding_cannot_make_the_loss_nan(build_trainer):

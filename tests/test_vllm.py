@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from trl import ModelConfig
 from cfpo_trl import CFPOConfig
 from cfpo_trl.rollouts import health
 from cfpo_trl.rollouts import weights as weights_module
-from cfpo_trl.rollouts.generation import WatchedClient
+from cfpo_trl.rollouts.generation import ServerRollouts, WatchedClient
 from cfpo_trl.rollouts.health import RolloutServerError
 from cfpo_trl.rollouts.server import check_vllm, serve_command
 from cfpo_trl.rollouts.serving import end_all, serving
@@ -107,8 +108,8 @@ def test_refusals(tmp_path, monkeypatch, options, version, message):
 
 def test_weights_are_written_in_shards_over_the_last_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(weights_module, "SHARD_BYTES", 40)
-    for scale in (1.0, 2.0):
-        weights = {f"layer{i}": torch.full((4, 2), scale * i) for i in range(3)}
+    for layers, scale in ((9, 1.0), (3, 2.0)):  # a larger policy was there before
+        weights = {f"layer{i}": torch.full((4, 2), scale * i) for i in range(layers)}
         write_weights(weights.items(), tmp_path / "policy")
     files = sorted((tmp_path / "policy").iterdir())
     assert [file.name for file in files] == ["policy-00000.safetensors", "policy-00001.safetensors"]
@@ -146,6 +147,23 @@ def test_a_server_that_refuses_says_why(client):
     client.base_url = "http://127.0.0.1:1"  # nothing listens
     with pytest.raises(RolloutServerError, match="failed at http://127.0.0.1:1/v1/completions"):
         client._post(f"{client.base_url}/v1/completions", json={})
+
+
+def test_weights_that_cannot_be_written_stop_all_processes(tmp_path, monkeypatch):
+    """A full disk on the main process: the others, which only gather, learn of it by the same error."""
+    rollouts = ServerRollouts.__new__(ServerRollouts)  # its constructor asks for a server
+    rollouts.sync_folder, rollouts.accelerator = tmp_path, SimpleNamespace(is_main_process=True)
+    gathered = []
+    rollouts._iter_named_params = lambda: ((gathered.append(n) or n, torch.zeros(2)) for n in ("a", "b", "c"))
+
+    def fail(shard, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights_module, "SHARD_BYTES", 1)
+    monkeypatch.setattr(weights_module, "save_file", fail)
+    with pytest.raises(RolloutServerError, match=r"weights cannot be written to .*: .*No space left on device"):
+        rollouts.sync_weights()
+    assert gathered == ["a", "b", "c"]
 
 
 def test_weights_are_gathered_to_the_end_when_the_server_fails(client):

@@ -22,7 +22,7 @@ from .rollouts.health import PatientHealth, RolloutServerError
 from .rollouts.sequence_level import LEVELS, of_sequences
 from .rollouts.server import sync_folder
 from .rollouts.staleness import VersionedCollator, VersionedQueue, ahead, pace, waiting_groups
-from .rollouts.transfer import FolderTransfer, WatchedTransfer
+from .rollouts.transfer import FolderTransfer, WatchedAdapters, WatchedTransfer
 from .rollouts.tree_attention import tree_attention
 from .seam import SoftClip, SoftClipSeam
 from .signatures import like
@@ -122,6 +122,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
     # TRL's own
     _trained_groups: set[int]
     weight_transfer: Any
+    vllm_client: Any
     rollout_queue: Any
     model_version: int
 
@@ -158,6 +159,8 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         self.add_callback(StopTogether(self))
         if self.accelerator.is_main_process:
             self.weight_transfer = self.weight_transfer and WatchedTransfer(self.weight_transfer)
+            if self._lora_sync:
+                self.vllm_client = WatchedAdapters(self.vllm_client)
             self.rollout_queue = VersionedQueue(self.rollout_queue)
 
     def get_train_dataloader(self) -> Any:
@@ -230,7 +233,7 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         super()._sync_weight()
         # The main process alone counts versions, and knows whether this one arrived.
         self.model_version, failure = decided_by_main(
-            lambda: (self.model_version, getattr(self.weight_transfer, "failure", None))
+            lambda: (self.model_version, getattr(self.weight_transfer or self.vllm_client, "failure", None))
         )
         if failure is None:
             return

@@ -115,7 +115,7 @@ class CFPOConfig(TrustRegionConfig, GRPOConfig):
 
 def uses_rollouts_once(args: GRPOConfig) -> bool:
     """Whether each batch of rollouts is used for one update, so that every ratio is 1."""
-    return args.num_iterations * args.steps_per_generation <= args.gradient_accumulation_steps
+    return args.gradient_accumulation_steps % (args.num_iterations * args.steps_per_generation) == 0
 
 
 def is_shaped(args: GRPOConfig | None) -> bool:

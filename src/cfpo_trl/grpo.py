@@ -4,6 +4,7 @@ accelerate launch src/cfpo_trl/grpo.py --config recipes/demo/config_cfpo.yaml
 """
 
 import gc
+import math
 import os
 import sys
 
@@ -34,7 +35,7 @@ from cfpo_trl.rollouts.health import RolloutServerError
 from cfpo_trl.rollouts.server import check_vllm, trl_rolls_out
 from cfpo_trl.running.agents import AgentArguments, check_agent, load_agent, placeholders
 from cfpo_trl.running.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
-from cfpo_trl.running.existing_run import RECORD, ExistingRun, FinishedRun, LearningRateOfTheRecipe
+from cfpo_trl.running.existing_run import RECORD, ExistingRun, FinishedRun
 from cfpo_trl.running.images import check_images, placeholders_of
 from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
 from cfpo_trl.running.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
@@ -227,9 +228,7 @@ def main(arguments: list[str] | None = None, trainer_class: Callable[..., "GRPOT
         benchmarks = (
             EvaluateCheckpoints(mapping("benchmarks", script_args.benchmarks)) if script_args.benchmarks else None
         )
-        callbacks = [stop, random_state, StopAtTheEnd(), *([benchmarks] if benchmarks else [])]
-        if script_args.if_output_exists == "continue" and checkpoint:
-            callbacks.append(LearningRateOfTheRecipe())
+        callbacks = [stop, random_state, StopAtTheEnd(), *run.callbacks(), *([benchmarks] if benchmarks else [])]
         options = {
             "model": model_args.model_name_or_path,
             "args": training_args,
@@ -326,8 +325,9 @@ def use_of_rollouts(args: Any) -> str:
 
 
 def steps_per_rollout(args: CFPOConfig) -> int:
-    """Optimizer steps that share a batch of rollouts."""
-    return max(1, args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps)
+    """Optimizer steps after which a batch of rollouts and an update end together."""
+    micro_batches = args.num_iterations * args.steps_per_generation
+    return micro_batches // math.gcd(micro_batches, args.gradient_accumulation_steps)
 
 
 def rollouts(args: CFPOConfig) -> AbstractContextManager[None]:

@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
             args=training_args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset if training_args.eval_strategy != "no" else None,
-            callbacks=[stop, StopAtTheEnd()],
+            callbacks=[stop, StopAtTheEnd(), *run.callbacks()],
             peft_config=get_peft_config(model_args),
             **({"quantization_config": quantization} if quantization else {}),  # TRL 1.0 has no such argument
         )

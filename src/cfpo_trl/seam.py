@@ -50,8 +50,8 @@ class SoftClip:
         return clipped
 
     def counted(self, values: Tensor) -> Tensor:
-        """The values of real tokens, or of all sequences where they are one per sequence, in one dimension."""
-        return values[self.mask.bool()] if values.shape == self.mask.shape else values.flatten()
+        """The values of real tokens, or of sequences that have some where they are one each, in one dimension."""
+        return values[self.mask.bool() if values.shape == self.mask.shape else self.mask.any(dim=1)].flatten()
 
 
 class SoftClipEpsilon(float):

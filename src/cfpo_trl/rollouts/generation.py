@@ -94,7 +94,12 @@ class ServerRollouts(VLLMGeneration):
     def _sync_by_folder(self, folder: Path) -> None:
         weights = self._iter_named_params()  # gathered by all processes together
         if self.accelerator.is_main_process:
-            write_weights(weights, folder)
+            try:
+                write_weights(weights, folder)
+            except OSError as error:  # a full disk
+                for _ in weights:  # the other processes gather to the end
+                    pass
+                raise RolloutServerError(f"The policy's weights cannot be written to {folder}: {error}") from error
             self.vllm_client.reload_policy(folder)
             self.vllm_client.reset_prefix_cache()
         else:

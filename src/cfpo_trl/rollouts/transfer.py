@@ -52,15 +52,29 @@ class FolderTransfer:
             raise requests.HTTPError(f"{url} answers with status {answer.status_code}: {answer.text[:500]}")
 
 
-class WatchedTransfer:
-    """A transfer whose first failure is kept for [`AsyncCFPOTrainer`], which raises it on all processes together.
+class Watched:
+    """Keeps the first failure for [`AsyncCFPOTrainer`], which raises it on all processes together.
 
     Without that, the others would wait for the main process until their collective's time-out.
     """
 
+    failure: str | None = None
+
+    def _run(self, action: str, function: Callable[..., None], *arguments: Any) -> None:
+        if self.failure is not None:
+            return
+        try:
+            function(*arguments)
+        except Exception as error:
+            logger.exception("The vLLM server: %s", action)
+            self.failure = f"the vLLM server failed to {action}: {type(error).__name__}: {error}"
+
+
+class WatchedTransfer(Watched):
+    """A transfer of weights."""
+
     def __init__(self, transfer: Any):
         self.transfer = transfer
-        self.failure: str | None = None
 
     def init_weight_transfer(self) -> None:
         self._run("set up", self.transfer.init_weight_transfer)
@@ -79,11 +93,21 @@ class WatchedTransfer:
     def destroy(self) -> None:
         self.transfer.destroy()
 
-    def _run(self, action: str, function: Callable[..., None], *arguments: Any) -> None:
-        if self.failure is not None:
-            return
-        try:
-            function(*arguments)
-        except Exception as error:
-            logger.exception("The vLLM server: %s", action)
-            self.failure = f"the vLLM server failed to {action}: {type(error).__name__}: {error}"
+
+class WatchedAdapters(Watched):
+    """TRL's client of a server that is sent the adapter alone, once it is up."""
+
+    def __init__(self, client: Any):
+        self.client = client
+
+    def pause(self) -> None:
+        self._run("pause", self.client.pause)
+
+    def load_lora_adapter(self, name: str, path: str) -> None:
+        self._run("load the adapter", self.client.load_lora_adapter, name, path)
+
+    def resume(self) -> None:
+        self._run("resume", self.client.resume)
+
+    def unload_lora_adapter(self, name: str) -> None:
+        self._run("unload an adapter", self.client.unload_lora_adapter, name)

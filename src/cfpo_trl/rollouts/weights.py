@@ -17,7 +17,7 @@ def reload_request(server_url: str, folder: Path) -> dict[str, Any]:
 
 
 def write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Writes the weights as safetensors of at most about `SHARD_BYTES` each, over those of the last time."""
+    """Writes the weights as safetensors of at most about `SHARD_BYTES` each, in place of those of the last time."""
     folder.mkdir(parents=True, exist_ok=True)
     shard: dict[str, Tensor] = {}
     number = 0
@@ -28,6 +28,10 @@ def write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
             shard, number = {}, number + 1
     if shard:
         write_shard(shard, folder / f"policy-{number:05}.safetensors")
+        number += 1
+    for path in folder.glob("policy-*.safetensors"):  # of a larger policy
+        if int(path.stem.removeprefix("policy-")) >= number:
+            path.unlink()
 
 
 def write_shard(shard: dict[str, Tensor], path: Path) -> None:

@@ -90,6 +90,11 @@ class ExistingRun:
         """
         return decided_by_main(self._find_checkpoint)
 
+    def callbacks(self) -> list[TrainerCallback]:
+        """What a training that goes on needs, so that the recipe counts, and not what its checkpoint holds."""
+        changed = [OptimizerOfTheRecipe()] if self.if_output_exists == "continue" else []
+        return [StepsOfTheRecipe(), *changed]
+
     def begin(self) -> None:
         """Keeps the recipe in the folder; before a fresh start, what is in it is put aside."""
         decided_by_main(self._begin)
@@ -152,8 +157,15 @@ class ExistingRun:
         return self.folder.with_name(f"{self.folder.name}.{number}")
 
 
-class LearningRateOfTheRecipe(TrainerCallback):
-    """Sets the recipe's learning rate and length where a training goes on with others: a checkpoint has its own."""
+class StepsOfTheRecipe(TrainerCallback):
+    """Sets how often is logged, evaluated and saved: a checkpoint's state has its own numbers."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
+class OptimizerOfTheRecipe(TrainerCallback):
+    """Sets the recipe's learning rate, weight decay and Adam's numbers: a checkpoint's optimizer has its own."""
 
     def on_train_begin(
         self,
@@ -164,6 +176,11 @@ class LearningRateOfTheRecipe(TrainerCallback):
         lr_scheduler: Any = None,
         **kwargs: Any,
     ) -> None:
+        for group in optimizer.param_groups:
+            adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            group.update({name: value for name, value in adam.items() if name in group})
+        if "weight_decay" in optimizer.param_groups[0]:  # transformers' second group has none
+            optimizer.param_groups[0]["weight_decay"] = args.weight_decay
         schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)  # behind Accelerate's wrapper
         if not isinstance(schedule, LambdaLR):  # reduce_lr_on_plateau has lowered it for its reasons
             return

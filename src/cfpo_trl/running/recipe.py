@@ -30,6 +30,7 @@ TYPES = {
     type(None): "nothing",
 }
 GENERATION_BATCH = re.compile(r"generation_batch_size \((\d+)\)")
+ALSO_TRUE_OR_FALSE = ("resume_from_checkpoint", "scale_rewards")  # whose types say text alone
 NO_GPU = "There is no GPU here: bf16 is off. (With `use_cpu: true` it is as the recipe says.)"
 
 
@@ -119,6 +120,8 @@ class RecipeParser(TrlParser):
 
 def check_type(action: argparse.Action, kind: Any, value: Any) -> None:
     """Raises a `Mistake` for a recipe's value that an option of this type, or with these choices, cannot take."""
+    if isinstance(value, bool) and action.dest in ALSO_TRUE_OR_FALSE:
+        return
     if not fits(value, kind):
         words = dict.fromkeys(
             TYPES[type(None)] if part is None else TYPES.get(part, str(part)) for part in parts(kind)
