@@ -40,6 +40,9 @@ ONE_FORMULA = re.compile(
 CHOICES = set("ABCDEFGHIJabcdefghij")  # in either case; other letters are variables
 INDEX = re.compile(r"_\{?(\d+)\}?$")
 ROUNDING = 6  # digits behind the point, math-verify's
+THOUSANDS_OF_A_FACTOR = re.compile(
+    r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?=\s*(?:\}|\\pi|\\sqrt|\\[dt]?frac|\^|[A-Za-z]))"
+)
 SAME_IN_ANSWERS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -121,6 +124,7 @@ class Judge:
             latex = formula[1]
         for pattern, replacement in SAME_IN_ANSWERS:
             latex = pattern.sub(replacement, latex)
+        latex = THOUSANDS_OF_A_FACTOR.sub(lambda match: match[0].replace(",", ""), latex)
         money = MONEY.search(latex) or MONEY_BEHIND.search(latex)
         latex = SPACED.sub(lambda match: re.sub(r"\D", "", match[0]), MONEY_BEHIND.sub("", MONEY.sub(r"\1", latex)))
         latex = FACTOR_IN_BRACKETS.sub(r"\\cdot (", latex)
