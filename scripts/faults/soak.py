@@ -7,6 +7,7 @@ A row every five seconds in docs/faults/soak-<mode>.csv; then each slope from st
 
 import argparse
 import csv
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ FLAT = {  # the most that may be added in 1,000 steps
 }
 
 
-def look(mark: str, log: Path) -> dict[str, float]:
+def look(mark: str, log: Path, temporary: Path) -> dict[str, float]:
     """Sums over all processes of the run; private memory, so that what they share counts once."""
     found = dict.fromkeys(["step", *FLAT], 0.0)
     for process in marked(mark):
@@ -44,7 +45,7 @@ def look(mark: str, log: Path) -> dict[str, float]:
             continue  # it has just ended
     text = log.read_text(errors="replace")
     found["step"] = LOGGED * text.count("'grad_norm':")
-    found["temporary files"] = sum(1 for _ in Path("/tmp").iterdir())
+    found["temporary files"] = sum(1 for _ in temporary.rglob("*"))
     found["log KiB"] = len(text) / 1024
     return found
 
@@ -62,7 +63,10 @@ def slope(rows: list[dict[str, float]], name: str) -> tuple[float, float, float]
 
 def watch(name: str, steps: int, path: Path) -> list[dict[str, float]]:
     """Trains, and looks; the rows."""
-    mode, run = MODES[name], f"soak-{name}"
+    mode, run = MODES[name], f"soak-{name.replace(' ', '-')}"
+    temporary = OUT / f"{run}-temporary"
+    temporary.mkdir(exist_ok=True)
+    os.environ["TMPDIR"] = str(temporary)
     options = {"max_steps": steps, "logging_steps": LOGGED, "save_steps": 500}
     file, log = recipe_of(name, mode, run, **options), OUT / f"{run}.log"
     log.unlink(missing_ok=True)
@@ -72,7 +76,7 @@ def watch(name: str, steps: int, path: Path) -> list[dict[str, float]]:
         before, since = 0.0, time.monotonic()
         while command.poll() is None:
             time.sleep(EVERY)
-            row = look(run, log)
+            row = look(run, log, temporary)
             if row["step"] > before and row["processes"]:
                 row["seconds a step"] = (time.monotonic() - since) / (row["step"] - before)
                 before, since = row["step"], time.monotonic()
