@@ -4,11 +4,14 @@ import json
 import math
 import queue
 import random
+import socket
+import threading
 from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import requests
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -26,7 +29,7 @@ from cfpo_trl.asynchronous import AsyncCFPOConfig, AsyncCFPOTrainer, AsyncClipTr
 from cfpo_trl.rollouts import health
 from cfpo_trl.rollouts.health import PatientHealth, RolloutServerError
 from cfpo_trl.rollouts.staleness import QUEUE, VersionedCollator, pace
-from cfpo_trl.rollouts.transfer import WatchedAdapters
+from cfpo_trl.rollouts.transfer import FolderTransfer, WatchedAdapters, WatchedTransfer
 from cfpo_trl.tiny.model import build_model
 from conftest import CPU, LETTERS
 
@@ -315,7 +318,7 @@ def test_an_adapter_that_the_server_does_not_take_is_everybody_s_failure():
         def resume(self):
             calls.append("resume")
 
-    client = WatchedAdapters(Client())
+    client = WatchedAdapters(Client(), "http://127.0.0.1:1")
     client.pause()
     client.load_lora_adapter("policy-v1", "folder")
     client.resume()
@@ -516,6 +519,30 @@ def test_a_server_that_takes_no_weights_when_a_run_goes_on_leaves_its_checkpoint
         )
     assert state.read_bytes() == before
     assert steps_saved(tmp_path / "out") == [2]
+
+
+@pytest.mark.parametrize("request_", ["pause", "resume", "/collective_rpc"])
+def test_a_server_that_ends_with_a_request_open_is_given_up(monkeypatch, tmp_path, request_):
+    """As vLLM's does on SIGTERM: it listens no more, and waits for requests that its dead engine never answers."""
+    monkeypatch.setattr(health, "PATIENCE", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        client = SimpleNamespace(server_url=url)
+        client.pause = client.resume = lambda: requests.post(url, timeout=1800)
+        transfer = WatchedTransfer(FolderTransfer(client, tmp_path), url)
+        opened = []
+
+        def accept():
+            opened.append(listener.accept())
+            listener.close()
+
+        threading.Thread(target=accept, daemon=True).start()
+        if request_ == "/collective_rpc":
+            transfer.send_weights(iter([("weight", torch.zeros(2))]))
+        else:
+            getattr(transfer, request_)()
+        assert len(opened) == 1
+        assert f"RolloutServerError: The vLLM server at {url} is gone (1 s)" in transfer.failure
 
 
 def test_a_server_is_given_up_when_it_has_been_unwell_for_long(monkeypatch):

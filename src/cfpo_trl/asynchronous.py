@@ -158,9 +158,10 @@ class AsyncCFPOTrainer(SoftClipSeam, AsyncGRPOTrainer):
         self._server = PatientHealth(args.vllm_server_base_url)
         self.add_callback(StopTogether(self))
         if self.accelerator.is_main_process:
-            self.weight_transfer = self.weight_transfer and WatchedTransfer(self.weight_transfer)
+            url = args.vllm_server_base_url
+            self.weight_transfer = self.weight_transfer and WatchedTransfer(self.weight_transfer, url)
             if self._lora_sync:
-                self.vllm_client = WatchedAdapters(self.vllm_client)
+                self.vllm_client = WatchedAdapters(self.vllm_client, url)
             self.rollout_queue = VersionedQueue(self.rollout_queue)
 
     def get_train_dataloader(self) -> Any:

@@ -1,9 +1,7 @@
 """Rollouts by vLLM where TRL's own way ends: no CUDA to send weights by, and a server that fails during the run."""
 
 import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
-from .health import PatientHealth, RolloutServerError
+from .health import RolloutServerError, watched
 from .server import sync_folder
 from .weights import reload_request, write_weights
 from .worker import repack_output_head
@@ -135,25 +133,9 @@ class WatchedClient(VLLMClient):
             raise
 
     def _post(self, url: str, **kwargs: Any) -> Any:
-        answer = in_thread(super()._post, url, **kwargs)
-        health = PatientHealth(self.base_url)
-        while not wait([answer], timeout=2.0).done:
-            health.check()
         try:
-            return answer.result()
+            return watched(self.base_url, super()._post, url, **kwargs)
+        except RolloutServerError:
+            raise
         except Exception as error:
             raise RolloutServerError(f"The vLLM server failed at {url}: {error}") from error
-
-
-def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future:
-    """Runs the function in a thread that does not keep the process alive."""
-    future: Future = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future

@@ -1,7 +1,10 @@
 """Whether an inference server is well."""
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from typing import Any
 
 import requests
 
@@ -42,3 +45,29 @@ class PatientHealth:
         self.unwell_since = None if problem is None else self.unwell_since or now
         if self.unwell_since is not None and now - self.unwell_since > PATIENCE:
             raise RolloutServerError(f"The vLLM server at {self.url} is gone ({PATIENCE:g} s): {problem}.")
+
+
+def watched(url: str, request: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the request returns or raises. A server that is about to end may keep its connection open and never answer.
+
+    Raises:
+        RolloutServerError: the server at `url` was unwell for `PATIENCE` seconds meanwhile.
+    """
+    answer, health = in_thread(request, *args, **kwargs), PatientHealth(url)
+    while not wait([answer], timeout=2.0).done:
+        health.check()
+    return answer.result()
+
+
+def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future:
+    """Runs the function in a thread that does not keep the process alive."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

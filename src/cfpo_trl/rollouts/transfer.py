@@ -8,6 +8,7 @@ from typing import Any
 import requests
 from torch import Tensor
 
+from .health import watched
 from .weights import reload_request, write_weights
 
 logger = logging.getLogger("cfpo_trl")
@@ -47,7 +48,7 @@ class FolderTransfer:
         pass
 
     def _post(self, url: str, **request: Any) -> None:
-        answer = requests.post(url, timeout=SECONDS_TO_LOAD, **request)
+        answer = watched(self.client.server_url, requests.post, url, timeout=SECONDS_TO_LOAD, **request)
         if not answer.ok:
             raise requests.HTTPError(f"{url} answers with status {answer.status_code}: {answer.text[:500]}")
 
@@ -56,9 +57,19 @@ class Watched:
     """Keeps the first failure for [`AsyncCFPOTrainer`], which raises it on all processes together.
 
     Without that, the others would wait for the main process until their collective's time-out.
+
+    Args:
+        sender: What talks to the server.
+        url: Of the server.
     """
 
-    failure: str | None = None
+    def __init__(self, sender: Any, url: str):
+        self.sender, self.url = sender, url
+        self.failure: str | None = None
+
+    def _ask(self, action: str, function: Callable[..., None], *arguments: Any) -> None:
+        """A request alone, which is given up with the server."""
+        self._run(action, watched, self.url, function, *arguments)
 
     def _run(self, action: str, function: Callable[..., None], *arguments: Any) -> None:
         if self.failure is not None:
@@ -73,41 +84,35 @@ class Watched:
 class WatchedTransfer(Watched):
     """A transfer of weights."""
 
-    def __init__(self, transfer: Any):
-        self.transfer = transfer
-
     def init_weight_transfer(self) -> None:
-        self._run("set up", self.transfer.init_weight_transfer)
+        self._run("set up", self.sender.init_weight_transfer)
 
     def pause(self) -> None:
-        self._run("pause", self.transfer.pause)
+        self._ask("pause", self.sender.pause)
 
     def send_weights(self, iterator: Iterator[tuple[str, Tensor]]) -> None:
-        self._run("send weights", self.transfer.send_weights, iterator)
+        self._run("send weights", self.sender.send_weights, iterator)
         for _ in iterator:  # the other processes gather to the end
             pass
 
     def resume(self) -> None:
-        self._run("resume", self.transfer.resume)
+        self._ask("resume", self.sender.resume)
 
     def destroy(self) -> None:
-        self.transfer.destroy()
+        self.sender.destroy()
 
 
 class WatchedAdapters(Watched):
     """TRL's client of a server that is sent the adapter alone, once it is up."""
 
-    def __init__(self, client: Any):
-        self.client = client
-
     def pause(self) -> None:
-        self._run("pause", self.client.pause)
+        self._ask("pause", self.sender.pause)
 
     def load_lora_adapter(self, name: str, path: str) -> None:
-        self._run("load the adapter", self.client.load_lora_adapter, name, path)
+        self._ask("load the adapter", self.sender.load_lora_adapter, name, path)
 
     def resume(self) -> None:
-        self._run("resume", self.client.resume)
+        self._ask("resume", self.sender.resume)
 
     def unload_lora_adapter(self, name: str) -> None:
-        self._run("unload an adapter", self.client.unload_lora_adapter, name)
+        self._ask("unload an adapter", self.sender.unload_lora_adapter, name)
