@@ -14,10 +14,11 @@ PERCENT = re.compile(r"\$*(?:\s|\\[,; ])*(?:\\?%|per ?cent\b|pct\b)")
 _GAP = rf"(?:{SPACE}|\$|\\[()\[\]])*"
 _COMMAND = rf"\\(?:{'|'.join(sorted(COMMANDS - {'quad', 'qquad', 'displaystyle', 'in'}))})(?![A-Za-z])"
 _SIGN = r"[+\-*/^_!|]"
-_TAG = r"</?[A-Za-z][^<>]*>"
+# What ends a formula or a paragraph: nothing beyond it belongs to the box.
+APART = re.compile(r"\n\s*\n|\\\]|\\\[|\${1,2}\s*\n|\*\*|__|--|</?[A-Za-z][^<>]*>")
 BEFORE_A_PART = re.compile(rf"(?:\d(?:[ ~]|\\[,;:! ])*|(?:{_SIGN}|<|>|\d\s*:|{_COMMAND}){_GAP})\Z")
 BEHIND_A_PART = re.compile(
-    rf"[A-Za-z]|(?:[ ~]|\\[,;:! ])*\d|{_GAP}(?:{_SIGN}|[<>]|:\s*\d|,\s*\d|{_COMMAND}"
+    rf"[A-Za-z]|(?:[ ~]|\\[,;:! ])*\d|{_GAP}(?:(?!\^\s*\{{?\s*\\circ){_SIGN}|[<>]|:\s*\d|,\s*\d|{_COMMAND}"
     rf"|(?:\\text\s*\{{\s*)?(?:(?:{'|'.join(MAGNITUDES)})|(?:and|or)\b\s*\}}?{_GAP}(?:[-+.\d]|\\(?!f?boxed)[a-z])))"
 )
 
@@ -44,7 +45,7 @@ def joined_boxes(text: str) -> str | None:
 
 def is_a_part(before: str, behind: str) -> bool:
     """Whether what stands around a box makes it a part: an operator, a factor, a bracket or an argument's brace."""
-    before, behind = re.sub(rf"{_TAG}\s*$", "", before), re.sub(rf"^\s*{_TAG}", "", behind)
+    before, behind = APART.split(before)[-1], APART.split(behind, maxsplit=1)[0]
     bracket = re.search(rf"(?<!\\)([(\[]){SPACE}*$", before)
     if bracket and not re.match(rf"{SPACE}*{re.escape({'(': ')', '[': ']'}[bracket[1]])}", behind):
         return True

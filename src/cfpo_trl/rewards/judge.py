@@ -12,11 +12,22 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from latex2sympy2_extended.math_normalization import extract_boxed_content
 from math_verify import LatexExtractionConfig, parse, parser, verify
 from sympy import Eq, Symbol, nan, zoo
+from sympy.core.function import AppliedUndef
 
-from .latex import BASE, CURRENCIES, FACTOR_IN_BRACKETS, MARKED_LETTER, MONEY, MONEY_BEHIND, SPACED
+from .latex import (
+    BASE,
+    CURRENCIES,
+    DEGREES,
+    FACTOR_IN_BRACKETS,
+    MARKED_LETTER,
+    MONEY,
+    MONEY_BEHIND,
+    SPACED,
+    UPRIGHT_I,
+    both_signs,
+)
 from .units import split_unit, without_unit
 from .vetoes import (
-    NUMERIC_PRECISION,
     as_complex,
     as_large,
     in_order,
@@ -24,6 +35,7 @@ from .vetoes import (
     in_the_same_unit,
     members,
     of_the_same_kind,
+    precision_for,
     with_the_same_solutions,
     written_clearly,
 )
@@ -38,10 +50,11 @@ ONE_FORMULA = re.compile(
     r"(?!.*\b(?:not|or|and|no)\b)[A-Za-z ,:']+(?:\$+|\\[(\[])([^$]+?)(?:\$+|\\[)\]])[A-Za-z ,.']*"
 )
 CHOICES = set("ABCDEFGHIJabcdefghij")  # in either case; other letters are variables
+IMAGINARY = re.compile(r"(?<=\d)i(?![A-Za-z])")  # math-verify knows i where it is a word
 INDEX = re.compile(r"_\{?(\d+)\}?$")
 ROUNDING = 6  # digits behind the point, math-verify's
 THOUSANDS_OF_A_FACTOR = re.compile(
-    r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?=\s*(?:\}|\\pi|\\sqrt|\\[dt]?frac|\^|[A-Za-z]))"
+    r"(?<![\d,.(\[])(?<!\\\{)[1-9]\d{0,2}(?:,\d{3})+(?=\s*(?:\}|\\pi|\\sqrt|\\[dt]?frac|\^|[A-Za-z]))"
 )
 SAME_IN_ANSWERS = [
     (re.compile(pattern), replacement)
@@ -51,6 +64,7 @@ SAME_IN_ANSWERS = [
         (r"(?<=[\w)}])\.\s*$", ""),  # a sentence's
     )
 ]
+SAME_IN_ANSWERS += [DEGREES, UPRIGHT_I, (FACTOR_IN_BRACKETS, r"\\cdot (")]
 
 
 @dataclass(frozen=True)
@@ -127,12 +141,11 @@ class Judge:
         latex = THOUSANDS_OF_A_FACTOR.sub(lambda match: match[0].replace(",", ""), latex)
         money = MONEY.search(latex) or MONEY_BEHIND.search(latex)
         latex = SPACED.sub(lambda match: re.sub(r"\D", "", match[0]), MONEY_BEHIND.sub("", MONEY.sub(r"\1", latex)))
-        latex = FACTOR_IN_BRACKETS.sub(r"\\cdot (", latex)
-        written = self.normalize(MARKED_LETTER.sub(r" \1", latex), OF_GOLDS)
+        written = self.normalize(", ".join(both_signs(MARKED_LETTER.sub(r" \1", latex))), OF_GOLDS)
         self.written.append(written)
         if money and money["sign"] != "¥" and not split_unit(written)[1]:  # ¥ is of two currencies
             self.written.append(rf"{written}\text{{ {CURRENCIES[money['sign']]}}}")
-        return without_unit(written) if config.units else written
+        return IMAGINARY.sub(" i", without_unit(written) if config.units else written)
 
     def _is_right(self, gold: str, answer: tuple, written: tuple[str, ...]) -> bool:
         read = self.read(gold)
@@ -144,7 +157,7 @@ class Judge:
                 read.parsed,
                 list(answer),
                 float_rounding=read.rounding,
-                numeric_precision=NUMERIC_PRECISION,
+                numeric_precision=precision_for(read.parsed[0], answer[0]),
                 allow_set_relation_comp=True,
                 timeout_seconds=None,
             )
@@ -160,12 +173,16 @@ class Judge:
 def read(gold: str) -> Gold | None:
     """A reference from [`~cfpo_trl.rewards.golds.read_gold`]; None where math-verify cannot read all of it."""
     value, unit = split_unit(gold.strip("$"))
-    parsed = parse(f"${value}$", [LatexExtractionConfig(normalization_config=OF_GOLDS)], parsing_timeout=None)
+    parsed = parse(
+        f"${IMAGINARY.sub(' i', value)}$", [LatexExtractionConfig(normalization_config=OF_GOLDS)], parsing_timeout=None
+    )
     if not parsed or isinstance(parsed[0], str):
         return None
     expression = parsed[0]
     if getattr(expression, "has", lambda *_: False)(nan, zoo):
         return None
+    if isinstance(expression, Eq) and isinstance(expression.lhs, AppliedUndef) and not expression.lhs.free_symbols:
+        parsed[0] = expression = expression.rhs  # `f(2) = 5`
     base = BASE.fullmatch(value)
     sizes = [abs(size) for member in members(expression) or [expression] if (size := as_complex(member))]
     sizes = [size for size in sizes if math.isfinite(size)]

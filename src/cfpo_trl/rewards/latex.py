@@ -27,7 +27,8 @@ CHOICE = re.compile(r"\(?\s*([A-Za-z])\s*\)?\.?")
 WORD = re.compile(r"[A-Za-z]{2,}")
 WORDS = re.compile(r"(?:[A-Za-z]{2,}|[aA])(?: (?:[A-Za-z]{2,}|a))*")
 POINTS = re.compile(r"[A-H]{2,}")
-NO_ANSWERS = {"nan", "null", "none", "n/a", "na", "tbd", "unknown"}
+NO_ANSWERS = {"nan", "null", "n/a", "na", "tbd"}
+NO_ANSWERS_UNMARKED = {"none", "unknown"}
 LONGEST = 2000  # characters; what is longer is prose
 NUMBER_WORDS = listed(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
@@ -53,7 +54,9 @@ SYMBOLS = {
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
-FACTOR_IN_BRACKETS = re.compile(r"(?<=[\d)])\s*\((?=\d+\))")  # `2(3)`, which would be a mixed number
+FACTOR_IN_BRACKETS = re.compile(
+    r"(?<=[\d)])(?<![_^]\d)(?<![_^]\d\d)\s*\((?=\d+\))"
+)  # `2(3)`, which would be a mixed number
 SPACE = r"(?:\s|\\[,;:! ]|\\q?quad\b)"
 LETTER_ENDS = r"(?![A-Za-z])"
 REWRITTEN = [
@@ -85,7 +88,15 @@ REWRITTEN = [
         (r"\s+", " "),
     )
 ]
-REWRITTEN.append((FACTOR_IN_BRACKETS, r"\\cdot ("))
+DEGREES = (  # of an angle in a function, whose argument is in radians
+    re.compile(
+        r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*\{?\d\}?)?\s*(?:\\left)?[({]?\s*)(\d+(?:\.\d+)?)"
+        r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})"
+    ),
+    r"\1\\frac{\2\\pi}{180}",
+)
+UPRIGHT_I = re.compile(r"(?<=\d)\s*\\mathrm\s*\{\s*i\s*\}"), "i"
+REWRITTEN += [(FACTOR_IN_BRACKETS, r"\\cdot ("), DEGREES, UPRIGHT_I]
 
 SIDE_BY_SIDE = re.compile(rf"(?<![\d_^])\d+(?:\.\d+)?{SPACE}+\.?\d")
 UNBRACED = re.compile(r"\\sqrt\s*\d\d|\\frac\s*\d\s*\d\d")
@@ -136,6 +147,12 @@ OVER_SEVERAL = re.compile(
     r"/\s*(?:\d+(?:\.\d+)?|[A-Za-z]|\\pi)\s*"
     rf"(?:[A-Za-z(]|\\(?:left|sqrt|[dt]?frac|binom|{'|'.join(sorted(GREEK | FUNCTIONS))})(?![A-Za-z]))"
 )
+SHORT = re.compile(r"\\(?:frac|binom)\s*[A-Za-z]\s*\d")
+BEHIND_A_LETTER = re.compile(  # but for `n 2^n`
+    r"(?<!_)[A-Za-z]\s*\d+(?!\d|\s*\^\s*(?:\{[^{}]*[A-Za-z]|[A-Za-z]))|\d\s*[xX]\s*\d"
+)
+LETTERS_BEHIND = re.compile(rf"(?<=[\d)}}])((?:{SPACE}+(?!i(?![A-Za-z]))[A-Za-z])+)(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?$")
+UNKNOWN = re.compile(rf"\\(?:{'|'.join(GREEK - {'pi'})})(?![A-Za-z])")
 MIXED = re.compile(r"\d\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\}")
 
 
@@ -145,7 +162,7 @@ def read_formula(text: str) -> str:
     text = re.sub(r"(?<=[^.])\.$", "", text).strip()  # a sentence's
     marked = MARKED.fullmatch(text)
     text = marked[1].strip() if marked else MARKED_LETTER.sub(r" \1", text)
-    if text.lower() in NO_ANSWERS:
+    if text.lower() in NO_ANSWERS or (not marked and text.lower() in NO_ANSWERS_UNMARKED):
         raise UnreadableGold("no answer")
     if choice := CHOICE.fullmatch(text):
         return choice[1]
@@ -159,11 +176,24 @@ def read_formula(text: str) -> str:
     for pattern, what in AMBIGUOUS:
         if pattern.search(text):
             raise UnreadableGold(what)
-    groups = [list(list_items(group)) for group in split(text, SEMICOLON)]
+    groups = [
+        [signed for item in list_items(group) for signed in both_signs(item)] for group in split(text, SEMICOLON)
+    ]
     if len(groups) > 1 and all(len(group) == 1 for group in groups):
         groups = [[item for group in groups for item in group]]
     check_groups(groups)
     return "; ".join(read_list(group) for group in groups)
+
+
+def both_signs(text: str) -> list[str]:
+    r"""`\frac{1 \pm \sqrt{5}}{2}` as its two values; math-verify knows the sign outside of braces."""
+    found = list(re.finditer(r"\\pm(?![A-Za-z])", text))
+    if len(found) != 1:
+        return [text]
+    before, behind = text[: found[0].start()], text[found[0].end() :]
+    if before.count("{") == before.count("}"):
+        return [text]
+    return [f"{before}{sign}{behind}" for sign in "+-"]
 
 
 def read_list(items: list[str]) -> str:
@@ -302,7 +332,7 @@ def check_list(items: list[str]) -> None:
     if any(RELATION.search(item) for item in items):
         raise UnreadableGold("several inequalities, which may hold together or in turn")
     unknowns = [item.split("=")[0] for item in bare if "=" in item]
-    if len(set(unknowns)) > 1 and len(unknowns) < len(items):
+    if len(set(unknowns)) > 1 and not len(set(unknowns)) == len(unknowns) == len(items):
         raise UnreadableGold("several unknowns, and not one value for each")
 
 
@@ -316,7 +346,9 @@ def read_item(item: str, alone: bool) -> str:
     elif percent := PERCENT.search(item):
         item = item[: percent.start()] + r"\%"
     else:
-        item, unit = split_unit(item)
+        check_letter_behind(item)
+        letters = LETTERS_BEHIND.search(item)
+        item, unit = (without_spaces(item, letters), "") if letters else split_unit(item)
     if unit and not alone:
         raise UnreadableGold("a list with units")
     if unit and re.search("[A-Za-z]", COMMAND.sub("", item)):
@@ -327,6 +359,19 @@ def read_item(item: str, alone: bool) -> str:
     if any(int(top) >= int(bottom) for top, bottom in MIXED.findall(item)):
         raise UnreadableGold("a mixed number, or a product")
     return item + (rf"\text{{ {unit}}}" if unit else "")
+
+
+def check_letter_behind(item: str) -> None:
+    """Refuses `3 m` and `2 s`; `2 n` and `a = 3 m` are products, as some write them."""
+    if found := LETTERS_BEHIND.search(item):
+        value = COMMAND.sub("", item[: found.start()])
+        if found[1].strip() in set("mgshl") and not re.search("[A-Za-z=]", value):
+            raise UnreadableGold("a unit, or a variable")
+
+
+def without_spaces(item: str, letters: re.Match) -> str:
+    """`2n` of `2 n`: behind a space a single letter would be a unit."""
+    return item[: letters.start()] + re.sub(SPACE, "", item[letters.start() :])
 
 
 def check_signs(item: str) -> None:
@@ -352,7 +397,7 @@ def check_letters(item: str) -> None:
         touches = touches or re.match(r"[\d(^_*/|})]|\s*[-+=/:]", formula[letters.end() :])
         if len(letters[0]) > 3 or not touches or re.match(r"\d\s", formula[letters.start() - 2 :]):
             raise UnreadableGold(f"the text {letters[0]!r}")
-    if "=" in item and not re.search("[A-Za-z]", formula):
+    if "=" in item and not re.search("[A-Za-z]", formula) and not UNKNOWN.search(item):
         raise UnreadableGold("a calculation")
 
 
@@ -360,5 +405,5 @@ def check_products(item: str) -> None:
     """Refuses `1/2x`, and a digit behind a letter: an index, an exponent, or the value of a unit's next part."""
     if OVER_SEVERAL.search(item):
         raise UnreadableGold("a fraction times something, or over it")
-    if re.search(r"[A-Za-z]\s*\d", COMMAND.sub("~", SET.sub("~", MATRIX.sub("~", item)))):
+    if BEHIND_A_LETTER.search(COMMAND.sub("~", SHORT.sub("~", SET.sub("~", MATRIX.sub("~", item))))):
         raise UnreadableGold("a digit behind a letter")

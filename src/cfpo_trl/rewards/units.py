@@ -56,6 +56,7 @@ def without_unit(formula: str) -> str:
 
 def unit_name(phrase: str) -> str:
     """One name for all spellings: `sq cm` for `square centimeters`; empty where a word is unknown."""
+    phrase = re.sub(r"~|\\[,;: ]", " ", phrase)
     if phrase.strip() in _LARGE:
         return ""
     words = re.findall(r"[a-z]+|[^a-z\s.]", phrase.lower())
