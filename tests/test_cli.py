@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -81,6 +83,54 @@ def test_the_launch_waits_for_what_outlives_the_launcher(tmp_path):
     code = f"import subprocess; subprocess.Popen(['sh', '-c', 'sleep 1; touch {done}'])"
     assert run_in_group([sys.executable, "-c", code]) == 0
     assert done.exists()
+
+
+START = """
+import sys
+from cfpo_trl.running.launch import run_in_group
+sys.exit(run_in_group([sys.executable, *sys.argv[1:]]))
+"""
+LAUNCHER = """
+import subprocess, sys, time
+rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+print(rank.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("killed", ["launcher", "command"])
+def test_nothing_outlives_a_launcher_or_a_command_that_is_killed(killed):
+    """The rank has a session of its own, as torch's have, and does not watch its launcher yet."""
+    command = subprocess.Popen([sys.executable, "-c", START, "-c", LAUNCHER], stdout=subprocess.PIPE, text=True)
+    rank = psutil.Process(int(command.stdout.readline()))
+    launcher = rank.parent()
+    assert launcher.parent().pid == command.pid
+    (launcher if killed == "launcher" else command).kill()
+    command.wait(20)
+    gone, _ = psutil.wait_procs([launcher], timeout=20)
+    assert gone
+    if killed == "launcher":
+        assert command.returncode == 128 + 9
+        assert not rank.is_running()
+    else:
+        rank.kill()  # a real one ends with its launcher
+
+
+def test_a_process_ends_with_its_parent_also_where_that_has_ended_before():
+    child = (
+        "import sys, time; from cfpo_trl.running.parent import end_with_parent; time.sleep(2);"
+        "end_with_parent(int(sys.argv[1])); time.sleep(60)"
+    )
+    code = "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]).wait()"
+    for seconds in (0, 4):  # before it is asked, and while the child sleeps
+        parent = psutil.Popen([sys.executable, "-c", code, child])
+        while not (children := parent.children()):
+            time.sleep(0.05)
+        time.sleep(seconds)
+        parent.kill()
+        parent.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
 
 
 def test_the_wheel_holds_recipes_engines_and_pins(tmp_path):

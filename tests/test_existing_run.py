@@ -132,6 +132,15 @@ def test_a_run_without_anything_to_lose_may_change(run, output):
     assert steps(output) == [1, 2, 3, 4]
 
 
+def test_a_recipe_that_a_full_disk_left_empty_is_none(run, output):
+    run()
+    unfinish(output, newest=True)
+    (output / "resolved_recipe.yaml").write_text("")
+    run()
+    assert steps(output) == [1, 2, 3, 4]
+    assert yaml.safe_load((output / "resolved_recipe.yaml").read_text())["num_iterations"] == 2
+
+
 def test_a_model_of_unknown_origin_is_not_written_over(run, output, tmp_path):
     shutil.copytree(tmp_path / "model", output)
     with pytest.raises(ValueError, match="holds a model that this run would write over; choose another folder"):

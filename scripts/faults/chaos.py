@@ -218,8 +218,8 @@ def left_by(mark: str) -> list[psutil.Process]:
     return marked(mark) + [process for process in orphans if process.create_time() >= began]
 
 
-def clear(mark: str, grace: float = 10.0) -> int:
-    """Kills what is left of a run after some seconds of grace; how many that were."""
+def clear(mark: str, grace: float = SECONDS_TO_END) -> int:
+    """Kills what is left of a run after some seconds, in which it may save; how many that were."""
     end = time.monotonic() + grace
     while (left := left_by(mark)) and time.monotonic() < end:
         time.sleep(0.2)
@@ -342,8 +342,8 @@ def one_fault(number: int, name: str, fault: str, victim: str, seed: int) -> dic
             began = time.monotonic()
             goes_on = fault in GO_ON or struck in ("nobody there", "judge", "sandbox")
             ended = wait(command, SECONDS_TO_FINISH if goes_on else max(SECONDS_TO_END, 2 * seconds))
-            row |= {"struck": struck, "ended": round(time.monotonic() - began, 1), "hang": not ended}
-            row |= {"status": command.returncode if ended else "", "orphans": clear(run)}
+            row |= {"struck": struck, "ended": "", "hang": not ended, "status": command.returncode if ended else ""}
+            row |= {"orphans": clear(run), "ended": round(time.monotonic() - began, 1)}
         (output / "filler").unlink(missing_ok=True)
         REWARDS.answer = "right"
         again = 0

@@ -9,8 +9,12 @@ import os
 import sys
 
 gc.disable()  # the collector walks all that the imports make, again and again: a second of every start
-if __name__ == "__main__" and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
-    sys.path[0] = os.getcwd()  # modules of the user come first; this folder's are cfpo_trl's alone
+if __name__ == "__main__":
+    if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+        sys.path[0] = os.getcwd()  # modules of the user come first; this folder's are cfpo_trl's alone
+    from cfpo_trl.running.parent import end_with_launcher
+
+    end_with_launcher()  # also while the rest is imported, which takes seconds
 
 import logging
 from collections.abc import Callable
@@ -37,7 +41,7 @@ from cfpo_trl.running.agents import AgentArguments, check_agent, load_agent, pla
 from cfpo_trl.running.data import DataArguments, check_columns, load_splits, opens_think, prepare, render, select_split
 from cfpo_trl.running.existing_run import RECORD, ExistingRun, FinishedRun
 from cfpo_trl.running.images import check_images, placeholders_of
-from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd, end_with_launcher
+from cfpo_trl.running.interrupt import AlreadyTrained, RandomStateAtStep, SaveOnSignal, StopAtTheEnd
 from cfpo_trl.running.loading import check_model, hide_tied_heads, load_processor, model_init_kwargs, public_name
 from cfpo_trl.running.progress import one_line_per_log
 from cfpo_trl.running.recipe import RecipeParser, given_option, mapping
@@ -368,5 +372,4 @@ def say_stopped(trainer: "GRPOTrainer", stop: SaveOnSignal, exact: bool) -> NoRe
 
 
 if __name__ == "__main__":
-    end_with_launcher()
     say_mistakes(main)

@@ -6,8 +6,12 @@ accelerate launch src/cfpo_trl/reward_training.py --config recipes/Qwen2.5-1.5B-
 import os
 import sys
 
-if __name__ == "__main__" and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
-    sys.path[0] = os.getcwd()  # modules of the user come first; this folder's are cfpo_trl's alone
+if __name__ == "__main__":
+    if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+        sys.path[0] = os.getcwd()  # modules of the user come first; this folder's are cfpo_trl's alone
+    from cfpo_trl.running.parent import end_with_launcher
+
+    end_with_launcher()  # also while the rest is imported, which takes seconds
 
 import json
 import logging
@@ -23,7 +27,7 @@ from trl import DatasetMixtureConfig, ModelConfig, RewardConfig
 from cfpo_trl.mistakes import checking, say_mistakes
 from cfpo_trl.running.data import DataArguments, load_splits, select_split
 from cfpo_trl.running.existing_run import ExistingRun, FinishedRun
-from cfpo_trl.running.interrupt import AlreadyTrained, SaveOnSignal, StopAtTheEnd, end_with_launcher
+from cfpo_trl.running.interrupt import AlreadyTrained, SaveOnSignal, StopAtTheEnd
 from cfpo_trl.running.loading import check_model, hide_tied_heads, model_init_kwargs, trusts_remote_code
 from cfpo_trl.running.progress import one_line_per_log
 from cfpo_trl.running.recipe import RecipeParser
@@ -193,5 +197,4 @@ def calibrate(model: "RewardModel", pairs: "Dataset") -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    end_with_launcher()
     say_mistakes(main)

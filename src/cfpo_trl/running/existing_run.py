@@ -124,14 +124,15 @@ class ExistingRun:
     def _check_same(self, has_checkpoint: bool) -> None:
         """Raises a `Mistake` that lists the differences, where the folder keeps something of another recipe."""
         record, has_model = self.folder / RECORD, any(self.folder.glob("*.safetensors"))
-        if not record.exists():
+        before = yaml.safe_load(record.read_text(encoding="utf-8")) if record.exists() else None
+        if before is None:  # or empty, as a full disk left it
             if has_model and not has_checkpoint:
                 raise Mistake(
                     f"output_dir={self.output_dir!r} holds a model that this run would write over; choose another "
                     "folder, or set if_output_exists: restart, which keeps it under another name."
                 )
             return
-        before, now = yaml.safe_load(record.read_text(encoding="utf-8")), self.recipe
+        now = self.recipe
         changes = [
             f"{name}: {before.get(name, 'default')} -> {now.get(name, 'default')}"
             for name in sorted(before.keys() | now.keys())
@@ -151,7 +152,9 @@ class ExistingRun:
             logger.info("What was in %s is now in %s.", self.folder, self._renamed(number))
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / FINISHED).unlink(missing_ok=True)
-        (self.folder / RECORD).write_text(yaml.safe_dump(self.recipe, allow_unicode=True), encoding="utf-8")
+        whole = self.folder / f"{RECORD}.new"  # on a full disk, the old one stays
+        whole.write_text(yaml.safe_dump(self.recipe, allow_unicode=True), encoding="utf-8")
+        whole.replace(self.folder / RECORD)
 
     def _renamed(self, number: int) -> Path:
         return self.folder.with_name(f"{self.folder.name}.{number}")

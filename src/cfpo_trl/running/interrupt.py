@@ -1,10 +1,8 @@
 """What ends a run early without losing it: Ctrl-C and SIGTERM, and rollouts or rewards that failed."""
 
-import ctypes
 import os
 import random
 import signal
-import sys
 import time
 from typing import Any
 
@@ -17,8 +15,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 REPEATS = 5.0  # seconds in which a signal counts once: a launcher passes on what its processes got themselves
 SHUTDOWN_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # after so many torch's launcher kills what it has sent SIGTERM
 SHUTDOWN_DEFAULT = 30.0
-LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # Accelerate and torch set them
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class AlreadyTrained(Exception):
@@ -97,12 +93,6 @@ class SaveOnSignal(TrainerCallback):
 def of_all(*numbers: float) -> list[float]:
     """The sum over all processes of each number."""
     return reduce(torch.tensor(numbers, dtype=torch.float, device=PartialState().device), "sum").tolist()
-
-
-def end_with_launcher() -> None:
-    """Has the kernel send SIGTERM when the launcher dies, so that this process saves and ends, too (on Linux)."""
-    if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class RandomStateAtStep(TrainerCallback):

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 
+import psutil
 import torch
 
 from .catalogue import engine
 from .interrupt import SHUTDOWN_SECONDS
+from .parent import end_with_parent
 
 PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 SHUTDOWN = "600"  # a step may take long; torch's launcher would kill after 30 s what has not ended
@@ -51,15 +54,22 @@ def launch(module: str, arguments: list[str]) -> None:
 
 
 def run_in_group(command: list[str]) -> int:
-    """Runs the command in a process group of its own, and returns its status when the last of the group has ended.
+    """Runs the command in a process group of its own; its status, when it and all that it has left have ended.
 
     SIGTERM and SIGINT are passed on to the whole group: a launcher of one process dies of them, and its process saves.
+    When this process is killed, the launcher gets SIGTERM; when that one is, what it has left does.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(
             PR_SET_CHILD_SUBREAPER, 1
         )  # what outlives the launcher becomes a child of this process
-    process = subprocess.Popen(command, env={SHUTDOWN_SECONDS: SHUTDOWN} | os.environ, process_group=0)
+    others = {child.pid for child in psutil.Process().children()}
+    process = subprocess.Popen(
+        command,
+        env={SHUTDOWN_SECONDS: SHUTDOWN} | os.environ,
+        process_group=0,
+        preexec_fn=partial(end_with_parent, os.getpid()),
+    )
 
     def pass_on(number: int, frame: object) -> None:
         with suppress(ProcessLookupError):
@@ -68,7 +78,9 @@ def run_in_group(command: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
     status = process.wait()
-    with suppress(ChildProcessError):  # none is left
-        while True:
-            os.waitpid(-process.pid, 0)
+    while left := [child for child in psutil.Process().children() if child.pid not in others]:
+        for child in left if status < 0 else []:
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        psutil.wait_procs(left)
     return status if status >= 0 else 128 - status
