@@ -44,7 +44,7 @@ MARK = "CFPO_CHAOS"  # in the environment of all that a run starts
 STEPS = 24
 SECONDS_TO_END = 60.0  # from a fault that ends a run, or from the end of a pause, to the end of its processes
 SECONDS_TO_FINISH = 300.0  # of an undisturbed run
-SECONDS_TO_APPEAR = 10.0  # of the process to strike
+SECONDS_TO_APPEAR = 10.0  # of the process, or of the first checkpoint, to strike
 PAUSE = 40.0  # seconds of a SIGSTOP
 FILES = 1000  # descriptors
 JUMP = 7200.0  # seconds of a clock, forward or back
@@ -303,11 +303,13 @@ def strike(fault: str, victim: str, mark: str, command: subprocess.Popen, output
         with suppress(OSError):
             (output / "filler").write_bytes(b"0" * DISK)
         return "disk"
+    end = time.monotonic() + SECONDS_TO_APPEAR
     if fault == "cut checkpoint":
+        while not any(output.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < end:
+            time.sleep(0.05)
         command.kill()
         command.wait()
         return "a checkpoint" if cut_newest_checkpoint(output, rng) else "no checkpoint yet"
-    end = time.monotonic() + SECONDS_TO_APPEAR
     while (process := victim_of(victim, mark, command)) is None:
         if command.poll() is not None or time.monotonic() > end:
             return "nobody there"
@@ -421,7 +423,7 @@ def main() -> None:
             continue
         row = one_fault(number, name, fault, victim, options.seed)
         with options.rows.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
+            writer = csv.DictWriter(file, row, lineterminator="\n")
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)

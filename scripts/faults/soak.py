@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from cfpo_trl.studies.report import markdown
 from chaos import MODES, OUT, ROOT, clear, marked, recipe_of, server_of, start
 
 EVERY = 5.0  # seconds between two looks
@@ -81,7 +82,7 @@ def watch(name: str, steps: int, path: Path) -> list[dict[str, float]]:
                 row["seconds a step"] = (time.monotonic() - since) / (row["step"] - before)
                 before, since = row["step"], time.monotonic()
                 rows.append({key: round(value, 4) for key, value in row.items()})
-                writer = csv.DictWriter(output, row)
+                writer = csv.DictWriter(output, row, lineterminator="\n")
                 if len(rows) == 1:
                     writer.writeheader()
                 writer.writerow(rows[-1])
@@ -89,6 +90,23 @@ def watch(name: str, steps: int, path: Path) -> list[dict[str, float]]:
     if command.returncode or clear(run):
         sys.exit(f"{name} ended with status {command.returncode}: {log}")
     return rows
+
+
+def report(name: str, rows: list[dict[str, float]], settled: int, steps: int) -> list[str]:
+    """Prints the slopes while it trained, in Markdown; what grows."""
+    rows = [row for row in rows if settled <= row["step"] < steps]  # in the last look it may be ending
+    print(f"{name}: {len(rows)} looks from step {settled} to {steps}")
+    lines, grown = [], []
+    for quantity, most in FLAT.items():
+        found, low, high = slope(rows, quantity)
+        flat = high < most
+        grown += [] if flat else [quantity]
+        ends = f"{rows[0][quantity]:.4g}", f"{rows[-1][quantity]:.4g}"
+        lines.append(
+            [quantity, *ends, f"{found:+.3f} [{low:+.3f}, {high:+.3f}]", f"{most:g}", "yes" if flat else "NO"]
+        )
+    print(markdown(lines, ["", "at first", "in the end", "slope per 1,000 steps [95 %]", "most", "flat"]))
+    return grown
 
 
 def main() -> None:
@@ -101,16 +119,8 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / f"soak-{options.mode.replace(' ', '-')}.csv"
-    rows = [row for row in watch(options.mode, options.steps, path) if row["step"] >= options.settled]
-    print(f"{options.mode}: {len(rows)} looks from step {options.settled} to {options.steps}")
-    print("| | at first | in the end | slope per 1,000 steps [95 %] | flat |\n|---|---|---|---|---|")
-    grown = []
-    for name, most in FLAT.items():
-        found, low, high = slope(rows, name)
-        flat = high < most
-        grown += [] if flat else [name]
-        ends = f"{rows[0][name]:.4g} | {rows[-1][name]:.4g}"
-        print(f"| {name} | {ends} | {found:+.3f} [{low:+.3f}, {high:+.3f}] | {'yes' if flat else 'NO'} |")
+    rows = watch(options.mode, options.steps, path)
+    grown = report(options.mode, rows, options.settled, options.steps)
     sys.exit(f"grows: {', '.join(grown)}" if grown else 0)
 
 
