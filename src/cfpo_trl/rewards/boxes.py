@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from .latex import COMMANDS, SPACE, TEXT, UnreadableGold
+from .refusals import UnreadableGold
+from .signs import COMMANDS, SPACE, TEXT
 from .units import MAGNITUDES
 
 BOX = re.compile(r"\\f?boxed\s*\{")

@@ -9,7 +9,8 @@ import math
 import re
 
 from .boxes import joined_boxes
-from .latex import GROUPED, UnreadableGold, read_formula
+from .latex import GROUPED, read_formula
+from .refusals import UnreadableGold
 
 __all__ = ["UnreadableGold", "read_gold"]
 

@@ -14,18 +14,9 @@ from math_verify import LatexExtractionConfig, parse, parser, verify
 from sympy import Eq, Symbol, nan, zoo
 from sympy.core.function import AppliedUndef
 
-from .latex import (
-    BASE,
-    CURRENCIES,
-    DEGREES,
-    FACTOR_IN_BRACKETS,
-    MARKED_LETTER,
-    MONEY,
-    MONEY_BEHIND,
-    SPACED,
-    UPRIGHT_I,
-    both_signs,
-)
+from .latex import CURRENCIES, MONEY, MONEY_BEHIND
+from .rewriting import DEGREES, FACTOR_IN_BRACKETS, SPACED, UPRIGHT_I, both_signs
+from .signs import BASE, MARKED_LETTER
 from .units import split_unit, without_unit
 from .vetoes import (
     as_complex,

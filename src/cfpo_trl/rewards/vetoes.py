@@ -27,7 +27,7 @@ from sympy import (
 )
 from sympy.core.function import AppliedUndef
 
-from .latex import SIDE_BY_SIDE, UNBRACED
+from .refusals import SIDE_BY_SIDE, UNBRACED
 from .units import MAGNITUDES, split_unit
 
 MAGNITUDE = re.compile(rf"\b(?:{'|'.join(MAGNITUDES)})s?\b", re.IGNORECASE)
