@@ -14,7 +14,7 @@ import yaml
 from cfpo_trl import cli
 from cfpo_trl.mistakes import Mistake
 from cfpo_trl.running import catalogue
-from cfpo_trl.running.launch import run_in_group
+from cfpo_trl.running.group import run_in_group
 
 ROOT = Path(__file__).parent.parent
 CFPO = Path(sys.executable).with_name("cfpo")
@@ -87,7 +87,7 @@ def test_the_launch_waits_for_what_outlives_the_launcher(tmp_path):
 
 START = """
 import sys
-from cfpo_trl.running.launch import run_in_group
+from cfpo_trl.running.group import run_in_group
 sys.exit(run_in_group([sys.executable, *sys.argv[1:]]))
 """
 LAUNCHER = """
@@ -114,6 +114,17 @@ def test_nothing_outlives_a_launcher_or_a_command_that_is_killed(killed):
         assert not rank.is_running()
     else:
         rank.kill()  # a real one ends with its launcher
+
+
+def test_what_a_killed_server_has_left_is_killed_where_it_is_deaf():
+    deaf = LAUNCHER.replace('"import time;', '"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);')
+    start = START.replace("*sys.argv[1:]])", "*sys.argv[1:]], grace=1.0)")
+    command = subprocess.Popen([sys.executable, "-c", start, "-c", deaf], stdout=subprocess.PIPE, text=True)
+    engine = psutil.Process(int(command.stdout.readline()))
+    time.sleep(1)
+    engine.parent().kill()
+    assert command.wait(20) == 128 + 9
+    assert not engine.is_running()
 
 
 def test_a_process_ends_with_its_parent_also_where_that_has_ended_before():

@@ -167,7 +167,7 @@ def victim_of(name: str, mark: str, command: subprocess.Popen) -> psutil.Process
         "judge": lambda: those("rewards/verifier.py"),
         "rollouts": lambda: those("spawn_main"),
         "sandbox": lambda: sandboxes(psutil.Process(command.pid)),
-        "server": lambda: marked(f"{mark} server")[:1],
+        "server": lambda: marked(f"{mark} server"),
     }[name]()
     return random.choice(found) if found else None
 
@@ -192,17 +192,18 @@ def start(file: Path, mode: Mode, mark: str, log: Path, limit: int | None = None
 
 
 @contextmanager
-def server_of(mode: Mode, file: Path, mark: str, log: Path) -> Iterator[None]:
-    """The vLLM server of the recipe, where the mode has one; nothing of it is left after the block."""
+def server_of(mode: Mode, file: Path, mark: str, log: Path) -> Iterator[list[int]]:
+    """The vLLM server of the recipe, where the mode has one; behind the block the list says how much of it stayed."""
+    stayed: list[int] = []
     if not mode.server:
-        yield
+        yield stayed
         return
     environment = os.environ | {MARK: f"{mark} server", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     try:
         with serving(file, log, environment):
-            yield
+            yield stayed
     finally:
-        clear(f"{mark} server", 0)
+        stayed.append(clear(f"{mark} server"))
 
 
 def wait(command: subprocess.Popen, seconds: float) -> bool:
@@ -215,6 +216,8 @@ def left_by(mark: str) -> list[psutil.Process]:
     """What is left of a run: its processes, and sandboxes that nobody owns and that are no older than this program."""
     began = psutil.Process().create_time()
     orphans = [process for process in sandboxes(psutil.Process(1)) if process.ppid() == 1]
+    if mark.endswith("server"):  # whose engines have no environment, either
+        orphans += [process for process in psutil.process_iter() if process.name().startswith("VLLM::")]
     return marked(mark) + [process for process in orphans if process.create_time() >= began]
 
 
@@ -337,7 +340,7 @@ def one_fault(number: int, name: str, fault: str, victim: str, seed: int) -> dic
     row = {"number": number, "mode": name, "fault": fault, "moment": round(moment, 1)}
     disk = small_disk(output) if fault == "full disk" else nullcontext()
     with disk:
-        with server_of(mode, file, run, log):
+        with server_of(mode, file, run, log) as stayed:
             command = start(file, mode, run, log, FILES if fault == "few files" else None)
             wait(command, moment)
             struck = strike(fault, victim, run, command, output, rng) if command.poll() is None else "it had ended"
@@ -346,14 +349,16 @@ def one_fault(number: int, name: str, fault: str, victim: str, seed: int) -> dic
             ended = wait(command, SECONDS_TO_FINISH if goes_on else max(SECONDS_TO_END, 2 * seconds))
             row |= {"struck": struck, "ended": "", "hang": not ended, "status": command.returncode if ended else ""}
             row |= {"orphans": clear(run), "ended": round(time.monotonic() - began, 1)}
+        row["orphans"] += sum(stayed)
         (output / "filler").unlink(missing_ok=True)
         REWARDS.answer = "right"
         again = 0
         while not (output / "train_results.json").exists() and again < 3:
-            with server_of(mode, file, run, log):
+            with server_of(mode, file, run, log) as stayed_again:
                 command = start(file, mode, run, log)
                 row["hang"] |= not wait(command, SECONDS_TO_FINISH)
                 row["orphans"] += clear(run)
+            row["orphans"] += sum(stayed_again)
             again += 1
         steps = steps_of(output) if (output / "trainer_state.json").exists() else []
         whole = (output / "train_results.json").exists() and steps == list(range(1, STEPS + 1))

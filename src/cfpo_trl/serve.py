@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import shlex
+import sys
 from importlib.util import find_spec
 
 import torch
@@ -19,7 +20,11 @@ from .rollouts.server import serve_command, server_url, wait_for_health
 
 
 def main(arguments: list[str]) -> None:
-    """Becomes the server. Raises a `Mistake` where the recipe is wrong, vLLM is missing, or nothing gets healthy."""
+    """Becomes the process that runs the server, and ends with all of it.
+
+    Raises:
+        Mistake: the recipe is wrong, vLLM is missing, or nothing gets healthy.
+    """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     flags = arguments[end + 1 :]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -40,4 +45,6 @@ def main(arguments: list[str]) -> None:
     if not mine.print:
         if find_spec("vllm") is None:
             raise Mistake("cfpo serve needs vLLM: `pip install 'cfpo_trl[vllm]'`.")
-        os.execvpe(command[0], command, os.environ | environment)
+        # vLLM's engine outlives a server that is killed, with all of its memory: a process in between ends it.
+        os.environ |= environment
+        os.execv(sys.executable, [sys.executable, "-m", "cfpo_trl.running.group", *command])
