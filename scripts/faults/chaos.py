@@ -347,8 +347,10 @@ def one_fault(number: int, name: str, fault: str, victim: str, seed: int) -> dic
             began = time.monotonic()
             goes_on = fault in GO_ON or struck in ("nobody there", "judge", "sandbox")
             ended = wait(command, SECONDS_TO_FINISH if goes_on else max(SECONDS_TO_END, 2 * seconds))
-            row |= {"struck": struck, "ended": "", "hang": not ended, "status": command.returncode if ended else ""}
-            row |= {"orphans": clear(run), "ended": round(time.monotonic() - began, 1)}
+            status = command.returncode  # before what hangs is killed
+            orphans = clear(run)
+            row |= {"struck": struck, "ended": round(time.monotonic() - began, 1), "hang": not ended}
+            row |= {"status": status if ended else "", "orphans": orphans}
         row["orphans"] += sum(stayed)
         (output / "filler").unlink(missing_ok=True)
         REWARDS.answer = "right"

@@ -46,5 +46,5 @@ def main(arguments: list[str]) -> None:
         if find_spec("vllm") is None:
             raise Mistake("cfpo serve needs vLLM: `pip install 'cfpo_trl[vllm]'`.")
         # vLLM's engine outlives a server that is killed, with all of its memory: a process in between ends it.
-        os.environ |= environment
-        os.execv(sys.executable, [sys.executable, "-m", "cfpo_trl.running.group", *command])
+        between = [sys.executable, "-m", "cfpo_trl.running.group"]
+        os.execve(sys.executable, [*between, *command], os.environ | environment)

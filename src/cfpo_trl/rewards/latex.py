@@ -15,7 +15,6 @@ from .refusals import (
     UNBRACED,
     UnreadableGold,
     check_groups,
-    check_letter_behind,
     check_letters,
     check_list,
     check_products,
@@ -151,10 +150,10 @@ def read_item(item: str, alone: bool) -> str:
         item, unit = before[1] + item[before.end() :], CURRENCIES[before[2]]
     elif percent := PERCENT.search(item):
         item = item[: percent.start()] + r"\%"
+    elif letters := LETTERS_BEHIND.search(item):
+        item = product_with(letters)
     else:
-        check_letter_behind(item)
-        letters = LETTERS_BEHIND.search(item)
-        item, unit = (without_spaces(item, letters), "") if letters else split_unit(item)
+        item, unit = split_unit(item)
     if unit and not alone:
         raise UnreadableGold("a list with units")
     if unit and re.search("[A-Za-z]", COMMAND.sub("", item)):
@@ -167,6 +166,9 @@ def read_item(item: str, alone: bool) -> str:
     return item + (rf"\text{{ {unit}}}" if unit else "")
 
 
-def without_spaces(item: str, letters: re.Match) -> str:
-    """`2n` of `2 n`: behind a space a single letter would be a unit."""
-    return item[: letters.start()] + re.sub(SPACE, "", item[letters.start() :])
+def product_with(letters: re.Match) -> str:
+    """`2n` of `2 n`: behind a space a letter would be a unit; refuses `3 m` and `2 s`, which may have one."""
+    value, behind = letters.string[: letters.start()], letters[0]
+    if letters[1].strip() in set("mgshl") and not re.search("[A-Za-z=]", COMMAND.sub("", value)):
+        raise UnreadableGold("a unit, or a variable")
+    return value + re.sub(SPACE, "", behind)

@@ -78,14 +78,6 @@ def check_list(items: list[str]) -> None:
         raise UnreadableGold("several unknowns, and not one value for each")
 
 
-def check_letter_behind(item: str) -> None:
-    """Refuses `3 m` and `2 s`; `2 n` and `a = 3 m` are products, as some write them."""
-    if found := LETTERS_BEHIND.search(item):
-        value = COMMAND.sub("", item[: found.start()])
-        if found[1].strip() in set("mgshl") and not re.search("[A-Za-z=]", value):
-            raise UnreadableGold("a unit, or a variable")
-
-
 def check_signs(item: str) -> None:
     """Refuses commands and signs that are not known to be read right, and numbers whose base would be ignored."""
     formula = SET.sub(" x ", MATRIX.sub(" ", item))

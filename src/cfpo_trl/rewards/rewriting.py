@@ -16,9 +16,8 @@ SYMBOLS = {
 }
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-FACTOR_IN_BRACKETS = re.compile(
-    r"(?<=[\d)])(?<![_^]\d)(?<![_^]\d\d)\s*\((?=\d+\))"
-)  # `2(3)`, which would be a mixed number
+# `2(3)`, which would be a mixed number
+FACTOR_IN_BRACKETS = re.compile(r"(?<=[\d)])(?<![_^]\d)(?<![_^]\d\d)\s*\((?=\d+\))")
 REWRITTEN = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (

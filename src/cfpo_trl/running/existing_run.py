@@ -132,11 +132,10 @@ class ExistingRun:
                     "folder, or set if_output_exists: restart, which keeps it under another name."
                 )
             return
-        now = self.recipe
         changes = [
-            f"{name}: {before.get(name, 'default')} -> {now.get(name, 'default')}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and not name.startswith(NEUTRAL)
+            f"{name}: {before.get(name, 'default')} -> {self.recipe.get(name, 'default')}"
+            for name in sorted(before.keys() | self.recipe.keys())
+            if before.get(name) != self.recipe.get(name) and not name.startswith(NEUTRAL)
         ]
         if changes and (has_model or has_checkpoint):
             raise Mistake(
